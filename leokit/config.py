@@ -1,0 +1,313 @@
+"""The configuration of every stage: names, types, limits, help texts and defaults, each in this one place.
+
+A stage's options are a frozen dataclass. A field's annotation carries its limits (checked by pydantic when the
+configuration is built by `build`), its help text, and whether it can change results: what is marked `Outside`
+(places, workers, devices) is left out of an artifact's id. Importing this module costs next to nothing: pydantic is loaded by `build`.
+
+Values come from the command line, the environment, a TOML file, a preset and the defaults, the former before the latter.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import Doc
+
+from leokit.errors import UsageError
+
+
+class Outside:
+    """Marks a field that cannot change results: it is outside an artifact's id."""
+
+
+class Argument:
+    """Marks a field that the command line takes by position, without an option's name."""
+
+
+Place = Annotated[Path | None, Outside()]
+Seed = Annotated[int, Ge(0), Lt(2**63), Doc("Seed of every draw; the same seed gives the same result.")]
+Work = Annotated[
+    Path, Outside(), Doc("Work folder: where inputs are looked for and outputs go unless named.")
+]
+Device = Annotated[str, Outside(), Doc("auto, cpu, cuda, cuda:N or mps.")]
+Workers = Annotated[
+    int | None,
+    Ge(0),
+    Outside(),
+    Doc("Worker processes (0: none; default: one for each core); never changes results."),
+]
+Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
+DEFAULT_WORK = Path("leokit-work")
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Options of `leokit demo`."""
+
+    out: Annotated[Path, Argument(), Outside(), Doc("New folder for the images and splits.csv.")]
+    per_class: Annotated[int, Ge(1), Le(9999), Doc("Images of each class.")] = 40
+    size: Annotated[int, Ge(16), Le(1024), Doc("Width and height of an image in pixels.")] = 84
+    seed: Seed = 0
+    workers: Workers = None
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Options of `leokit extract`."""
+
+    images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
+    out: Annotated[Place, Doc("Folder of the features [default: WORK/features].")] = None
+    splits: Annotated[
+        str | None,
+        Outside(),
+        Doc(
+            "miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST (numbers of classes), a CSV file class_name,split, "
+            "or a folder with train.csv, val.csv, test.csv [default: splits.csv in the image tree]."
+        ),
+    ] = None
+    backbone: Annotated[str, Doc("Name of a timm model.")] = "tf_efficientnet_lite0"
+    weights: Annotated[
+        str,
+        Outside(),
+        Doc(
+            "auto, bundled (the extra 'demo'), pretrained (timm's, from a hub), or a safetensors or torch file."
+        ),
+    ] = "auto"
+    trained_on: Annotated[
+        str | None, Doc("What a weights file was trained on: imagenet-1k, imagenet-21k, web or unknown.")
+    ] = None
+    image_size: Annotated[
+        int | None, Ge(8), Doc("Side of the model's input in pixels [default: timm's].")
+    ] = None
+    crop_pct: Annotated[
+        float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")
+    ] = None
+    mean: Annotated[Triple | None, Doc("Mean of each channel, on a scale of 0 to 1.")] = None
+    std: Annotated[Triple | None, Doc("Standard deviation of each channel, on a scale of 0 to 1.")] = None
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic", "nearest", "lanczos"] | None, Doc("How to resize.")
+    ] = None
+    dtype: Annotated[Literal["float16", "float32"], Doc("Stored type of the features.")] = "float16"
+    max_failures: Annotated[
+        str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")
+    ] = "1%"
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaTrainConfig:
+    """Options of `leokit meta-train`; the defaults of the method are those of DeepMind's code (its config.py)."""
+
+    features: Annotated[Place, Doc("Features to train on [default: WORK/features].")] = None
+    out: Annotated[
+        Place, Doc("Folder of the run [default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0].")
+    ] = None
+    preset: Annotated[
+        str | None,
+        Outside(),
+        Doc("Published hyper-parameters [default: the miniImageNet preset nearest to the shots]."),
+    ] = None
+    variant: Annotated[Literal["leo"], Doc("The method.")] = "leo"
+    ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
+    shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
+    queries: Annotated[int, Ge(1), Doc("Query images of each class in training.")] = 15
+    steps: Annotated[int, Ge(1), Doc("Meta-training steps.")] = 100_000
+    meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
+    num_latents: Annotated[int, Ge(1), Doc("Width of a class's latent code (Z).")] = 64
+    inner_steps: Annotated[int, Ge(0), Doc("Adaptation steps in latent space.")] = 5
+    finetuning_steps: Annotated[int, Ge(0), Doc("Fine-tuning steps in weight space.")] = 5
+    inner_lr: Annotated[float, Doc("Start of the learned step size in latent space.")] = 1.0
+    finetuning_lr: Annotated[float, Doc("Start of the learned step size in weight space.")] = 1e-3
+    dropout: Annotated[float, Ge(0), Lt(1), Doc("Share of input features dropped in meta-training.")] = 0.5
+    kl_weight: Annotated[float, Ge(0), Doc("Weight of the codes' KL divergence (β).")] = 1e-3
+    encoder_penalty_weight: Annotated[float, Ge(0), Doc("Weight of the encoder penalty (γ).")] = 1e-9
+    l2_weight: Annotated[
+        float, Ge(0), Doc("Weight of ½Σw² over encoder, relation network, decoder (λ₁).")
+    ] = 1e-8
+    orthogonality_weight: Annotated[
+        float, Ge(0), Doc("Weight of the decoder's orthogonality penalty (λ₂).")
+    ] = 1e-3
+    outer_lr: Annotated[float, Gt(0), Doc("Learning rate of Adam (η).")] = 1e-4
+    clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 0.1
+    clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 0.1
+    val_every: Annotated[int, Ge(1), Doc("Steps between validations.")] = 1000
+    val_episodes: Annotated[int, Ge(2), Doc("Meta-validation episodes; the same ones each time.")] = 2000
+    val_queries: Annotated[int, Ge(1), Doc("Query images of each class in validation.")] = 15
+    on_nan: Annotated[
+        Literal["stop", "decay"],
+        Doc("A loss or gradient that is no number: stop, or decay the weights as DeepMind's code."),
+    ] = "stop"
+    dtype: Annotated[Literal["float32", "float64"], Doc("Type of the computation.")] = "float32"
+    seed: Seed = 0
+    device: Device = "auto"
+    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Options of `leokit eval`."""
+
+    run: Annotated[Place, Doc("Run to test [default: WORK/runs/leo-Nway-Kshot].")] = None
+    features: Annotated[Place, Doc("Features to test on [default: WORK/features].")] = None
+    out: Annotated[Place, Doc("Folder of the result [default: WORK/eval/RUN].")] = None
+    split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
+    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) [default: the run's].")] = None
+    shots: Annotated[
+        int | None, Ge(1), Doc("Support images of each class (K) [default: the run's, else 1].")
+    ] = None
+    queries: Annotated[
+        str,
+        Doc(
+            "Query images of each class: a number, rest600 (600 - K, the reference's protocol), or all others."
+        ),
+    ] = "15"
+    episodes: Annotated[int, Ge(2), Doc("Number of episodes.")] = 10_000
+    seed: Seed = 0
+    device: Device = "auto"
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+StageConfig = TypeVar("StageConfig", DemoConfig, ExtractConfig, MetaTrainConfig, EvalConfig)
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """A configuration field as the command line, the documentation and the manifest need it."""
+
+    name: str
+    type: Any  # without the markers
+    default: Any  # MISSING where the field is required
+    help: str
+    outside: bool
+    argument: bool
+
+
+def describe(config: type) -> list[FieldInfo]:
+    """The fields of a configuration class, in order."""
+    hints = get_type_hints(config, include_extras=True)
+    described = []
+    for entry in fields(config):
+        kind, *markers = get_args(hints[entry.name])
+        docs = [marker.documentation for marker in markers if isinstance(marker, Doc)]
+        described.append(
+            FieldInfo(
+                name=entry.name,
+                type=kind,
+                default=entry.default if entry.default is not MISSING else MISSING,
+                help=docs[-1],
+                outside=any(isinstance(marker, Outside) for marker in markers),
+                argument=any(isinstance(marker, Argument) for marker in markers),
+            )
+        )
+    return described
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The part of a configuration that can change results, as plain data: what an artifact's id is made from."""
+    inside = {entry.name for entry in describe(type(config)) if not entry.outside}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(config).items()
+        if key in inside
+    }
+
+
+def build(kind: type[StageConfig], values: Mapping[str, Any]) -> StageConfig:
+    """A checked configuration of class `kind` from plain values; what is absent takes its default.
+
+    Raises:
+        UsageError: an unknown key, or a value of the wrong type or out of its range.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+    known = [entry.name for entry in fields(kind)]
+    for key in values:
+        if key not in known:
+            raise UsageError(f"Unknown key {key!r}: {kind.__name__} has {', '.join(known)}.")
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+    with_config(strict)(kind)
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else kind.__name__
+        raise UsageError(f"{name} = {first['input']!r}: {_sentence(first['msg'])}") from error
+
+
+def _sentence(message: str) -> str:
+    return message[:1].lower() + message[1:] + "."
+
+
+def read_toml(path: Path, command: str) -> dict[str, Any]:
+    """The values for `command` in a TOML file: its table of that name, or the whole file where it has no tables.
+
+    Raises:
+        UsageError: no such file, or not TOML.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"The config file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The config file {path} is no TOML: {error}.") from error
+    if any(isinstance(value, dict) for value in data.values()):
+        data = data.get(command, {})
+    return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Plain values as TOML, which has no way to say None: such keys are left out."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case float() | int():
+            return repr(value)
+        case list() | tuple():
+            return f"[{', '.join(_toml_value(item) for item in value)}]"
+        case _:
+            return json.dumps(str(value))
+
+
+PRESETS = ("miniimagenet-1shot", "miniimagenet-5shot", "tieredimagenet-1shot", "tieredimagenet-5shot")
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The values of a preset for `meta-train`.
+
+    Raises:
+        UsageError: no preset of that name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"Unknown preset {name!r}: there are {', '.join(PRESETS)}.")
+    return tomllib.loads((files("leokit") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def nearest_preset(shots: int) -> str:
+    """The miniImageNet preset nearest to a number of shots: that of 1 shot up to 2, else that of 5."""
+    return "miniimagenet-1shot" if shots <= 2 else "miniimagenet-5shot"
+
+
+def default_workers() -> int:
+    """One worker for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,34 @@
+"""The errors that leokit raises on purpose, each with the exit code that the command line gives it.
+
+A message is one sentence or two: what is wrong, the value found, what is allowed, what to do.
+"""
+
+
+class LeokitError(Exception):
+    """Something failed while running (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(LeokitError):
+    """An option, value, backbone, preset or config key that does not exist or is out of range (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(LeokitError):
+    """The user's data do not allow what was asked: folders, images, classes, splits (exit code 3)."""
+
+    exit_code = 3
+
+
+class ArtifactError(LeokitError):
+    """An artifact is missing, unfinished, damaged, or does not fit another one (exit code 4)."""
+
+    exit_code = 4
+
+
+class Interrupted(LeokitError):
+    """Stopped by Ctrl-C or SIGTERM; what was done is kept and the same command goes on from there (exit code 130)."""
+
+    exit_code = 130

@@ -1,0 +1,298 @@
+"""`manifest.json`: what an artifact folder is, what it was made from, and whether it is whole.
+
+A stage calls `begin` before it writes anything, writes its files, and calls `finish`, which writes the manifest
+last and atomically. A folder without a manifest is unfinished; `begin` leaves `unfinished.json` in it, so that the
+same command can go on and another command is refused. The id of an artifact is the SHA-256 of the canonical JSON of
+its schema, the configuration that can change results, the ids of its inputs and the hashes of its result files;
+clocks, hosts, paths, logs and pictures are outside of it. A checksum over the rest of the manifest finds a flipped bit
+in those parts too.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leokit.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact (or a set of files) that another one was made from."""
+
+    id: str
+    path: str
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of an artifact; `in_id` tells whether its hash is part of the artifact's id."""
+
+    sha256: str
+    bytes: int
+    in_id: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    Attributes:
+        schema: kind and version of the artifact, as `leokit/features@1`.
+        id: SHA-256, see the module's docstring.
+        config: the resolved configuration that can change results.
+        inputs: what the artifact was made from, by role.
+        files: every file of the artifact, by its path inside the folder.
+        facts: what the next stage checks.
+        info: outside the id: when, where, how long, with which versions.
+    """
+
+    schema: str
+    id: str
+    config: dict[str, Any]
+    inputs: dict[str, Input]
+    files: dict[str, FileRecord]
+    facts: dict[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old contents or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def artifact_id(
+    schema: str, config: Any, inputs: Mapping[str, Input], files: Mapping[str, FileRecord]
+) -> str:
+    """The id of an artifact with these contents."""
+    identity = {
+        "schema": schema,
+        "config": config,
+        "inputs": {name: entry.id for name, entry in inputs.items()},
+        "files": {name: entry.sha256 for name, entry in files.items() if entry.in_id},
+    }
+    return hash_text(canonical_json(identity))
+
+
+def _intent(schema: str, config: Any, inputs: Mapping[str, Input]) -> dict[str, Any]:
+    """What a command is about to make, before there are results; in the form that JSON gives back."""
+    ids = {name: entry.id for name, entry in inputs.items()}
+    return json.loads(canonical_json({"schema": schema, "config": config, "inputs": ids}))  # type: ignore[no-any-return]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Each value in which two nested mappings differ, as `key: old → new`."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {_short(before)} → {_short(after)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def begin(
+    folder: Path, schema: str, config: Any, inputs: Mapping[str, Input], *, overwrite: bool = False
+) -> Manifest | None:
+    """Make `folder` ready for an artifact, or find that it holds this very artifact already.
+
+    Args:
+        folder: where the artifact shall lie; created where it is missing.
+        schema: kind and version of the artifact.
+        config: the configuration that can change results; plain data.
+        inputs: what it will be made from.
+        overwrite: delete what another configuration made there.
+
+    Returns:
+        The manifest of the finished artifact if the same command has finished there; None if there is work to do,
+        with whatever the same command left unfinished still in place.
+
+    Raises:
+        ArtifactError: the folder holds another artifact, or files that are none of leokit's.
+    """
+    wanted = _intent(schema, config, inputs)
+    found = _found_intent(folder)
+    if found is not None and overwrite and found != wanted:
+        shutil.rmtree(folder)
+        found = None
+    if found is not None and found != wanted:
+        changes = "; ".join(differences(found, wanted))
+        raise ArtifactError(
+            f"{folder} holds another result than this command would make ({changes}). "
+            "Use --overwrite to replace it, or --out to write elsewhere."
+        )
+    if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(
+            f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out."
+        )
+    if found is not None and (folder / MANIFEST).exists():
+        if not overwrite:
+            manifest = read(folder, schema)
+            check_files(folder, manifest)
+            return manifest
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / UNFINISHED, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+    return None
+
+
+def _found_intent(folder: Path) -> dict[str, Any] | None:
+    """What the artifact in `folder`, finished or not, was meant to be; None where there is none."""
+    if (folder / MANIFEST).exists():
+        manifest = read(folder)
+        return _intent(manifest.schema, manifest.config, manifest.inputs)
+    if (folder / UNFINISHED).exists():
+        return _parse(folder / UNFINISHED)
+    return None
+
+
+def finish(
+    folder: Path,
+    schema: str,
+    config: Any,
+    inputs: Mapping[str, Input],
+    *,
+    results: Iterable[str],
+    extras: Iterable[str] = (),
+    facts: Mapping[str, Any],
+    info: Mapping[str, Any],
+) -> Manifest:
+    """Hash the files and write the manifest: from now on the folder is a finished artifact.
+
+    Args:
+        folder: the artifact's folder.
+        schema: kind and version, as given to `begin`.
+        config: as given to `begin`.
+        inputs: as given to `begin`.
+        results: files whose contents are the result; their hashes are in the id.
+        extras: further files (logs, pictures), recorded but outside the id.
+        facts: what the next stage checks.
+        info: when, where, how long.
+    """
+    files = {name: _record(folder / name, in_id=True) for name in sorted(results)}
+    files |= {name: _record(folder / name, in_id=False) for name in sorted(extras)}
+    identifier = artifact_id(schema, config, inputs, files)
+    manifest = Manifest(schema, identifier, dict(config), dict(inputs), files, dict(facts), dict(info))
+    data = json.loads(canonical_json(asdict(manifest)))  # what a reader will see: tuples are lists
+    text = json.dumps(data | {"checksum": hash_text(canonical_json(data))}, indent=1, ensure_ascii=False)
+    write_atomically(folder / MANIFEST, text.encode("utf-8"))
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    return manifest
+
+
+def _record(path: Path, *, in_id: bool) -> FileRecord:
+    return FileRecord(hash_file(path), path.stat().st_size, in_id)
+
+
+def read(folder: Path, schema: str | None = None) -> Manifest:
+    """Read the manifest of a finished artifact and check that it agrees with its own id.
+
+    Raises:
+        ArtifactError: no such folder, unfinished, of another kind than `schema`, or altered.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ArtifactError(f"There is no artifact at {folder}{_needed(schema)}.")
+    if not path.exists():
+        unfinished = (folder / UNFINISHED).exists()
+        raise ArtifactError(
+            f"{folder} is unfinished: run the command that makes it again, it goes on from there."
+            if unfinished
+            else f"{folder} has no {MANIFEST}: it is no artifact of leokit{_needed(schema)}."
+        )
+    data = _parse(path)
+    if data.pop("checksum", None) != hash_text(canonical_json(data)):
+        raise ArtifactError(f"{path} was altered: its checksum does not fit. Make the artifact again.")
+    try:
+        manifest = Manifest(
+            schema=data["schema"],
+            id=data["id"],
+            config=data["config"],
+            inputs={name: Input(**entry) for name, entry in data["inputs"].items()},
+            files={name: FileRecord(**entry) for name, entry in data["files"].items()},
+            facts=data["facts"],
+            info=data["info"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}): make the artifact again.") from error
+    if schema is not None and manifest.schema != schema:
+        raise ArtifactError(f"{folder} is of kind {manifest.schema!r}, but {schema!r} is needed.")
+    if artifact_id(manifest.schema, manifest.config, manifest.inputs, manifest.files) != manifest.id:
+        raise ArtifactError(f"{path} was altered: its contents do not give its id. Make the artifact again.")
+    return manifest
+
+
+def _needed(schema: str | None) -> str:
+    return "" if schema is None else f" (needed: {schema})"
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): make the artifact again.") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path} is damaged (no JSON object): make the artifact again.")
+    return data
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check every file of the artifact that is in its id against the recorded size and hash.
+
+    Raises:
+        ArtifactError: naming the first file that is missing or altered.
+    """
+    records = [(name, entry) for name, entry in manifest.files.items() if entry.in_id]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        faults = pool.map(lambda item: _fault(folder / item[0], item[1]), records)
+        for (name, _), fault in zip(records, faults, strict=True):
+            if fault:
+                raise ArtifactError(f"{folder / name} {fault}: the artifact is damaged, make it again.")
+
+
+def _fault(path: Path, entry: FileRecord) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return f"has {size} bytes instead of {entry.bytes}"
+    return None if hash_file(path) == entry.sha256 else "was altered (its hash differs)"
