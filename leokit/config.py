@@ -2,9 +2,10 @@
 
 A stage's options are a frozen dataclass. A field's annotation carries its limits (checked by pydantic when the
 configuration is built by `build`), its help text, and whether it can change results: what is marked `Outside`
-(places, workers, devices) is left out of an artifact's id. Importing this module costs next to nothing: pydantic is loaded by `build`.
+(places, workers, devices) is left out of an artifact's id. Importing this module costs next to nothing: pydantic is
+loaded by `build`.
 
-Values come from the command line, the environment, a TOML file, a preset and the defaults, the former before the latter.
+Values come from the command line, the environment, a TOML file, a preset and the defaults, in this order of rank.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""What each subcommand does, in order: one module per subcommand, `run(config, …)` returning an artifact."""

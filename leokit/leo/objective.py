@@ -1,0 +1,96 @@
+"""The meta-objective (eqs. 6 and 7, in the form of DeepMind's code)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from leokit.leo.adaptation import Adapted, Draws, adapt, predict
+from leokit.leo.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Weights of the terms beside the query loss."""
+
+    kl: float  # β
+    encoder: float  # γ
+    l2: float  # λ₁
+    orthogonality: float  # λ₂
+
+
+class MetaLoss(NamedTuple):
+    """The meta-objective of a batch of episodes and its terms, unweighted. Scalars, except as said."""
+
+    total: Tensor
+    query_loss: Tensor  # (...,) mean cross-entropy of each episode's queries
+    accuracy: Tensor  # (...,) share of each episode's queries that are labelled right
+    kl: Tensor
+    encoder_penalty: Tensor
+    l2: Tensor
+    orthogonality: Tensor
+
+
+def meta_loss(
+    parameters: Parameters,
+    support: Tensor,
+    query: Tensor,
+    penalties: Penalties,
+    *,
+    inner_steps: int,
+    finetuning_steps: int,
+    draws: Draws | None,
+) -> MetaLoss:
+    """Mean over episodes of the query loss after adaptation, plus the weighted penalties.
+
+    Args:
+        parameters: the model.
+        support: (..., N, K, D) L2-normalised features.
+        query: (..., N, Q, D) likewise.
+        penalties: weights of the terms.
+        inner_steps: T.
+        finetuning_steps: F.
+        draws: noise and masks of meta-training; without them KL and encoder penalty are 0, as in evaluation.
+    """
+    adapted = adapt(parameters, support, inner_steps=inner_steps, finetuning_steps=finetuning_steps, draws=draws)
+    mask = draws.query_mask if draws else None
+    logits = predict(adapted.weights, query if mask is None else query * mask)  # (..., N, Q, N)
+    query_loss, accuracy = score(logits)
+    none = query_loss.new_zeros(())
+    kl = sampled_kl(adapted, draws.codes).mean() if draws else none
+    encoder_penalty = mse_loss(adapted.codes, adapted.adapted_codes.detach()) if draws else none
+    l2 = sum((matrix.square().sum() for matrix in parameters.matrices()), start=none) / 2
+    orthogonality = orthogonality_penalty(parameters.decoder)
+    total = (
+        query_loss.mean()
+        + penalties.kl * kl
+        + penalties.encoder * encoder_penalty
+        + penalties.l2 * l2
+        + penalties.orthogonality * orthogonality
+    )
+    return MetaLoss(total, query_loss, accuracy, kl, encoder_penalty, l2, orthogonality)
+
+
+def score(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy (...,) of logits (..., N, Q, N); the label is the position along the first N."""
+    ways, queries = logits.shape[-3:-1]
+    labels = torch.arange(ways, device=logits.device)[:, None].expand(logits.shape[:-1])
+    loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    return loss.mean((-2, -1)), (logits.argmax(-1) == labels).sum((-2, -1)) / (ways * queries)
+
+
+def sampled_kl(adapted: Adapted, noise: Tensor) -> Tensor:
+    """One-sample estimate of KL(q(z|D) ‖ N(0, I)) for every entry of the codes (..., N, C, Z).
+
+    log q(z) is taken from the draw itself, -½ε² - log σ (the constants cancel), which stays exact where σ is at its
+    floor and z - μ has no digits left.
+    """
+    return (adapted.codes.square() - noise.square()) / 2 - adapted.prior.std.log().unsqueeze(-2)
+
+
+def orthogonality_penalty(decoder: Tensor) -> Tensor:
+    """Mean square of C - I, where C holds the cosines between the rows (latent dimensions) of the decoder (Z, 2D)."""
+    rows = decoder / (decoder.norm(dim=1, keepdim=True) + 1e-32)
+    return mse_loss(rows @ rows.T, torch.eye(len(rows), dtype=rows.dtype, device=rows.device))

@@ -1,0 +1,16 @@
+"""What happens to a gradient between the meta-objective and Adam (DeepMind's code, runner.py and model.py)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def clip_gradients(gradients: Sequence[Tensor], *, value: float, norm: float) -> list[Tensor]:
+    """Each gradient with its entries clipped to ± `value`, then scaled down to `norm` by its own norm."""
+    clipped = [gradient.clamp(-value, value) for gradient in gradients]
+    return [gradient * (norm / gradient.norm().clamp_min(norm)) for gradient in clipped]
+
+
+def decay_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """What DeepMind's code takes for the gradient where loss or gradient is no number: the variables' own values."""
+    return [parameter.detach().clone() for parameter in parameters]

@@ -1,0 +1,20 @@
+"""Fixtures and options that all tests share."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--reference-dir", type=Path, default=None, help="folder of further reference vectors (*.npz)")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of data that lies beside a developer's checkout and that a user has not."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared, which is not part of the project")
+    return SHARED
