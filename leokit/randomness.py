@@ -1,27 +1,78 @@
 """Draws as pure functions of a seed and a position: no global state, so order, batches and ranks change nothing.
 
-Two kinds. `generator` gives a NumPy generator for a named purpose and position, for floating-point noise: one kind of
-device, one stream. `mix` and `keys` hash integers in integer arithmetic that is the same on every device, for the choice
-of episodes.
+Two kinds. `words` gives random bits for a named purpose and position, which `normals` and `masks` turn into
+floating-point noise for one kind of device. `keys` hashes integers in integer arithmetic that is the same on every
+device, for the choice of episodes.
 """
 
 import hashlib
+import math
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 
+def _digest(seed: int, purpose: str, position: tuple[int, ...]) -> bytes:
+    return hashlib.sha256("/".join([purpose, str(seed), *map(str, position)]).encode()).digest()
+
+
+class _Key(ISeedSequence):
+    """Hands a bit generator its whole state, so that seeding costs a hash and nothing is shared between streams."""
+
+    def __init__(self, digest: bytes):
+        self.digest = digest
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint64) -> NDArray[np.uint64]:
+        return np.frombuffer(self.digest, np.uint64)[:n_words]
+
+
 def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
-    """A generator that depends on these arguments alone: Philox, keyed by their SHA-256."""
-    name = "/".join([purpose, str(seed), *map(str, position)])
-    digest = hashlib.sha256(name.encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    """A generator that depends on these arguments alone: SFC64, its 192 bits of state from their SHA-256."""
+    return np.random.Generator(np.random.SFC64(_Key(_digest(seed, purpose, position))))
+
+
+def words(count: int, seed: int, purpose: str, *position: int) -> NDArray[np.uint64]:
+    """`count` words of 64 random bits that depend on these arguments alone."""
+    bits: NDArray[np.uint64] = generator(seed, purpose, *position).bit_generator.random_raw(count)
+    return bits
+
+
+def normals(bits: Tensor) -> Tensor:
+    """Standard normal draws, one for each 32 bits, by the Box-Muller transform in float32.
+
+    Args:
+        bits: (..., n) int32 with n even; the first half gives the radii, the second half the angles.
+
+    Returns:
+        (..., n) float32; the largest magnitude is √(2 ln 2³²) ≈ 6.7.
+    """
+    values = bits.to(torch.float32)
+    radius, angle = values.chunk(2, dim=-1)
+    radius = ((radius.abs() + 0.5) * 2**-31).log().mul(-2).clamp_min(0).sqrt()
+    angle = angle * (math.pi * 2**-31)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
+
+
+def masks(bits: Tensor, rate: float) -> Tensor:
+    """Dropout masks, one entry for each 16 bits: 0 with probability `rate`, else the inverse of keeping's.
+
+    The rate is rounded to a multiple of 2⁻¹⁶ and the scale made to fit, so that the mean is exactly 1.
+
+    Args:
+        bits: (..., n) int16.
+        rate: share of entries to drop, at least 0 and below 1.
+    """
+    dropped = min(round(rate * 2**16), 2**16 - 1)
+    kept = bits >= dropped - 2**15  # int16 is uniform from -2¹⁵ to 2¹⁵ - 1
+    return kept * torch.tensor(2**16 / (2**16 - dropped), dtype=torch.float32, device=bits.device)
 
 
 def integer_key(seed: int, purpose: str) -> int:
-    """A signed 64-bit key that depends on these arguments alone: where a tree of `keys` starts."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}/{seed}".encode()).digest()[:8], "little", signed=True)
+    """A signed 64-bit key that depends on these arguments alone: the root of a tree of `keys`."""
+    return int.from_bytes(_digest(seed, purpose, ())[:8], "little", signed=True)
 
 
 def _signed(value: int) -> int:
@@ -38,16 +89,13 @@ def _shift(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & (2 ** (64 - bits) - 1)
 
 
-def mix(values: Tensor) -> Tensor:
-    """SplitMix64's output function on int64: a bijection whose output bits all depend on all input bits.
+def keys(parents: Tensor, children: Tensor) -> Tensor:
+    """A key for each child number under each parent key (int64, broadcast): one level of a tree of keys.
 
-    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    The mixing is SplitMix64's (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014): a
+    bijection of 64-bit integers whose output bits all depend on all input bits.
     """
+    values = parents + (children + 1) * _INCREMENT
     values = (values ^ _shift(values, 30)) * _FIRST
     values = (values ^ _shift(values, 27)) * _SECOND
     return values ^ _shift(values, 31)
-
-
-def keys(parents: Tensor, children: Tensor) -> Tensor:
-    """A key for each child number under each parent key (int64, broadcast): one level of a tree of keys."""
-    return mix(parents + (children + 1) * _INCREMENT)

@@ -1,0 +1,27 @@
+"""Which device a computation runs on."""
+
+import torch
+
+from leokit.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` stands for.
+
+    Raises:
+        UsageError: an unknown name, or a device that this machine does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"Unknown device {name!r}: it is auto, cpu, cuda, cuda:N or mps.")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= count:
+        raise UsageError(f"There is no device {name!r} here ({count} of type {device.type}): use --device cpu.")
+    return device
