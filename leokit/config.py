@@ -66,13 +66,13 @@ class ExtractConfig:
     """Options of `leokit extract`."""
 
     images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
-    out: Annotated[Place, Doc("Folder of the features [default: WORK/features].")] = None
+    out: Annotated[Place, Doc("Folder of the features (default: WORK/features).")] = None
     splits: Annotated[
         str | None,
         Outside(),
         Doc(
             "miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST (numbers of classes), a CSV file class_name,split, "
-            "or a folder with train.csv, val.csv, test.csv [default: splits.csv in the image tree]."
+            "or a folder with train.csv, val.csv, test.csv (default: splits.csv in the image tree)."
         ),
     ] = None
     backbone: Annotated[str, Doc("Name of a timm model.")] = "tf_efficientnet_lite0"
@@ -87,7 +87,7 @@ class ExtractConfig:
         str | None, Doc("What a weights file was trained on: imagenet-1k, imagenet-21k, web or unknown.")
     ] = None
     image_size: Annotated[
-        int | None, Ge(8), Doc("Side of the model's input in pixels [default: timm's].")
+        int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")
     ] = None
     crop_pct: Annotated[
         float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")
@@ -112,14 +112,14 @@ class ExtractConfig:
 class MetaTrainConfig:
     """Options of `leokit meta-train`; the defaults of the method are those of DeepMind's code (its config.py)."""
 
-    features: Annotated[Place, Doc("Features to train on [default: WORK/features].")] = None
+    features: Annotated[Place, Doc("Features to train on (default: WORK/features).")] = None
     out: Annotated[
-        Place, Doc("Folder of the run [default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0].")
+        Place, Doc("Folder of the run (default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0).")
     ] = None
     preset: Annotated[
         str | None,
         Outside(),
-        Doc("Published hyper-parameters [default: the miniImageNet preset nearest to the shots]."),
+        Doc("Published hyper-parameters (default: the miniImageNet preset nearest to the shots)."),
     ] = None
     variant: Annotated[Literal["leo"], Doc("The method.")] = "leo"
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
@@ -163,13 +163,14 @@ class MetaTrainConfig:
 class EvalConfig:
     """Options of `leokit eval`."""
 
-    run: Annotated[Place, Doc("Run to test [default: WORK/runs/leo-Nway-Kshot].")] = None
-    features: Annotated[Place, Doc("Features to test on [default: WORK/features].")] = None
-    out: Annotated[Place, Doc("Folder of the result [default: WORK/eval/RUN].")] = None
+    runs: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Runs to test (default: see --run).")] = ()
+    run: Annotated[Place, Doc("The one run to test (default: WORK/runs/leo-Nway-Kshot).")] = None
+    features: Annotated[Place, Doc("Features to test on (default: WORK/features).")] = None
+    out: Annotated[Place, Doc("Folder of the result (default: WORK/eval/RUN).")] = None
     split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
-    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) [default: the run's].")] = None
+    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
     shots: Annotated[
-        int | None, Ge(1), Doc("Support images of each class (K) [default: the run's, else 1].")
+        int | None, Ge(1), Doc("Support images of each class (K) (default: the run's, else 1).")
     ] = None
     queries: Annotated[
         str,
@@ -288,6 +289,12 @@ def _toml_value(value: Any) -> str:
             return f"[{', '.join(_toml_value(item) for item in value)}]"
         case _:
             return json.dumps(str(value))
+
+
+def run_name(config: MetaTrainConfig) -> str:
+    """The folder of a run under `runs/`: variant, ways, shots, and the seed where it is not 0."""
+    suffix = f"-seed{config.seed}" if config.seed else ""
+    return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
 
 
 PRESETS = ("miniimagenet-1shot", "miniimagenet-5shot", "tieredimagenet-1shot", "tieredimagenet-5shot")

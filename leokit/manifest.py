@@ -131,7 +131,13 @@ def _short(value: Any) -> str:
 
 
 def begin(
-    folder: Path, schema: str, config: Any, inputs: Mapping[str, Input], *, overwrite: bool = False
+    folder: Path,
+    schema: str,
+    config: Any,
+    inputs: Mapping[str, Input],
+    *,
+    overwrite: bool = False,
+    may_grow: str | None = None,
 ) -> Manifest | None:
     """Make `folder` ready for an artifact, or find that it holds this very artifact already.
 
@@ -141,6 +147,8 @@ def begin(
         config: the configuration that can change results; plain data.
         inputs: what it will be made from.
         overwrite: delete what another configuration made there.
+        may_grow: a key of the configuration, such as a number of steps, which may be larger than what was found: then
+            the folder becomes unfinished again, with all its files in place.
 
     Returns:
         The manifest of the finished artifact if the same command has finished there; None if there is work to do,
@@ -154,6 +162,10 @@ def begin(
     if found is not None and overwrite and found != wanted:
         shutil.rmtree(folder)
         found = None
+    if found is not None and found != wanted and may_grow and _grown(found, wanted, may_grow):
+        write_atomically(folder / UNFINISHED, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+        (folder / MANIFEST).unlink(missing_ok=True)
+        return None
     if found is not None and found != wanted:
         changes = "; ".join(differences(found, wanted))
         raise ArtifactError(
@@ -173,6 +185,13 @@ def begin(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / UNFINISHED, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
     return None
+
+
+def _grown(found: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:
+    """Whether `wanted` differs from `found` in nothing but a larger value of one key of the configuration."""
+    before, after = found.get("config", {}).get(key), wanted["config"].get(key)
+    same = {**found, "config": {**found.get("config", {}), key: after}} == wanted
+    return same and isinstance(before, int) and before < after
 
 
 def _found_intent(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,29 @@
+"""The quickstart through the Python package: demo images → features → meta-train → test, for 1 and 5 shots.
+
+python examples/quickstart.py [WORK]
+"""
+
+import sys
+from pathlib import Path
+
+from leokit.config import DemoConfig, EvalConfig, ExtractConfig, MetaTrainConfig, build, nearest_preset, read_preset
+from leokit.stages import demo, evaluate, extract, meta_train
+
+
+def main(work: Path, *, per_class: int = 40, steps: int = 1500, episodes: int = 2000) -> dict[int, dict[str, float]]:
+    """Accuracy by number of shots and method."""
+    images = demo.run(DemoConfig(out=work / "images", per_class=per_class)).folder
+    extract.run(ExtractConfig(images=images, image_size=84, work=work))
+    accuracies = {}
+    for shots in (1, 5):
+        options = {**read_preset(nearest_preset(shots)), "shots": shots, "steps": steps, "work": work}
+        run = meta_train.run(build(MetaTrainConfig, options | {"val_every": 250, "val_episodes": 500}))
+        tested = evaluate.run(EvalConfig(run=run.folder, episodes=episodes, work=work))
+        accuracies[shots] = {name: entry["mean"] for name, entry in tested.summary["accuracy"].items()}
+        print(f"{shots}-shot:", ", ".join(f"{name} {mean:.1%}" for name, mean in accuracies[shots].items()))
+        print(evaluate.seen_in_words(tested.summary))
+    return accuracies
+
+
+if __name__ == "__main__":  # worker processes import this file
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "leokit-work/example"))

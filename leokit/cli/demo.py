@@ -1,0 +1,30 @@
+"""`leokit demo`."""
+
+from collections import Counter
+
+from leokit.cli.render import Output, TableData
+from leokit.config import DemoConfig
+
+
+def command(config: DemoConfig, output: Output) -> None:
+    """Draw a tree of character images to try everything on, without a download.
+
+    Classes are letters, split by alphabet: Latin and Cyrillic to train, Greek to validate, Armenian and Georgian to test.
+
+    Example: leokit demo glyphs
+    """
+    from leokit.images.glyphs import glyph_classes
+
+    counts = Counter(glyph_classes().values())
+    rows = [[split, str(counts[split]), str(counts[split] * config.per_class)] for split in ("train", "val", "test")]
+    table = TableData("Demo images", ["split", "classes", "images"], rows)
+    if output.dry_run:
+        output.result({"out": str(config.out), "classes": dict(counts)}, [table], [f"Would go to {config.out}."])
+        return
+    from leokit.stages import demo
+
+    with output.progress("Drawing") as progress:
+        done = demo.run(config, on_progress=progress)
+    data = {"out": str(done.folder), "id": done.manifest.id, "classes": dict(counts), **done.manifest.facts}
+    output.result(data, [table], [f"In {done.folder}."])
+    output.next_command(f"leokit extract {config.out} --image-size {config.size}")

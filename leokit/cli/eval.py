@@ -1,0 +1,55 @@
+"""`leokit eval`."""
+
+from dataclasses import replace
+from typing import Any
+
+from leokit.cli.render import Output, TableData, percent
+from leokit.config import EvalConfig
+
+
+def command(config: EvalConfig, output: Output) -> None:
+    """Test runs on episodes of classes that they were not trained on, beside nearest class mean on the same episodes.
+
+    Example: leokit eval --shots 1
+    """
+    from leokit.stages import evaluate
+
+    configs = [replace(config, run=run, runs=()) for run in config.runs] or [config]
+    if output.dry_run:
+        plans = [evaluate.dry_run(one) for one in configs]
+        tables = [
+            TableData("Would test", ["", ""], [[key, str(value)] for key, value in plan.items()], numeric=False)
+            for plan in plans
+        ]
+        output.result({"evaluations": plans} if config.runs else plans[0], tables)
+        return
+    done = []
+    for one in configs:
+        with output.progress("Testing") as progress:
+            done.append(evaluate.run(one, on_progress=progress))
+    data = [{"out": str(entry.folder), "id": entry.id, **entry.summary} for entry in done]
+    sentences = [text for entry in done for text in (_protocol(entry.summary), evaluate.seen_in_words(entry.summary))]
+    sentences += [f"In {entry.folder}." for entry in done]
+    output.result({"evaluations": data} if config.runs else data[0], [_table(data)], list(dict.fromkeys(sentences)))
+
+
+def _table(summaries: list[dict[str, Any]]) -> TableData:
+    """A row for each evaluation: its methods and their difference."""
+    columns = list(dict.fromkeys(name for entry in summaries for name in (*entry["accuracy"], *entry["difference"])))
+    rows = []
+    for entry in summaries:
+        cells = {name: percent(**value) for name, value in entry["accuracy"].items()}
+        cells |= {name: percent(**value, sign=True) for name, value in entry["difference"].items()}
+        setting = f"{entry['ways']}-way {entry['shots']}-shot"
+        rows.append([setting, *(cells.get(name, "") for name in columns)])
+    split = summaries[0]["split"]
+    return TableData(f"Accuracy on {split} classes in %, with 95 % interval over episodes", ["", *columns], rows)
+
+
+def _protocol(summary: dict[str, Any]) -> str:
+    queries = {"all": "all other images of a class as", "rest600": f"{600 - summary['shots']}"}
+    return (
+        f"{summary['ways']}-way {summary['shots']}-shot: {summary['episodes']} episodes of {summary['classes']} "
+        f"{summary['split']} classes, {queries.get(summary['queries'], summary['queries'])} queries a class; "
+        "the interval covers the sampling of episodes on these classes."
+    )

@@ -1,0 +1,167 @@
+"""From command line, environment, file and preset to a configuration: the same for every subcommand.
+
+A subcommand's options are the fields of its configuration class, so that names, types, help and defaults have one home.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from leokit.cli.render import Output
+from leokit.config import (
+    FieldInfo,
+    MetaTrainConfig,
+    StageConfig,
+    build,
+    describe,
+    nearest_preset,
+    read_preset,
+    read_toml,
+    to_toml,
+)
+from leokit.errors import Interrupted, LeokitError
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the options before the subcommand say."""
+
+    quiet: bool = False
+    verbose: bool = False
+    progress: bool = True
+
+
+Body = Callable[[StageConfig, Output], None]
+_PLACES = "Places and machine"
+_SHOWN = "Output"
+
+
+def add_command(app: typer.Typer, name: str, kind: type[StageConfig], body: Body[StageConfig]) -> None:
+    """Add the subcommand `name`: options from the fields of `kind`, help from the docstring of `body`.
+
+    Args:
+        app: where to add it.
+        name: of the subcommand, and of its table in a config file.
+        kind: its configuration class.
+        body: what it does with a configuration; it writes to the output it is given.
+    """
+
+    def callback(context: typer.Context, **options: Any) -> None:
+        common = context.obj or Common()
+        shown = {key: options.pop(key) for key in ("config", "print_config", "dry_run", "json")}
+        output = Output(common, json=bool(shown["json"]), dry_run=bool(shown["dry_run"]))
+        given = {key: value for key, value in options.items() if value is not None}
+        raise typer.Exit(_run(name, kind, body, given, shown, output))
+
+    parameters = [_parameter(field) for field in describe(kind)] + _shown_parameters()
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *parameters]
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name, help=inspect.getdoc(body))(callback)
+
+
+def _run(
+    name: str,
+    kind: type[StageConfig],
+    body: Body[StageConfig],
+    given: Mapping[str, Any],
+    shown: Mapping[str, Any],
+    output: Output,
+) -> int:
+    """Build the configuration and run the body; the exit code. The border at which errors become one line."""
+    try:
+        config = layered(name, kind, given, shown["config"], output.note)
+        if shown["print_config"]:
+            output.text(to_toml({key: _plain(value) for key, value in asdict(config).items()}))
+        else:
+            body(config, output)
+    except LeokitError as error:
+        if output.common.verbose:
+            traceback.print_exc()
+        output.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        output.error("Interrupted. What was finished is kept: the same command goes on from there.")
+        return Interrupted.exit_code
+    return 0
+
+
+def layered(
+    name: str, kind: type[StageConfig], given: Mapping[str, Any], file: Path | None, note: Callable[[str], None]
+) -> StageConfig:
+    """The configuration from flags and environment (`given`), before a file, before a preset, before the defaults."""
+    values = {**(read_toml(file, name) if file else {}), **given}
+    if kind is MetaTrainConfig:
+        shots = values.get("shots", MetaTrainConfig.shots)
+        preset = values.get("preset")
+        if preset is None and isinstance(shots, int):
+            preset = nearest_preset(shots)
+            if file is None:
+                note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
+        if preset is not None:
+            values = {**read_preset(str(preset)), **values, "preset": preset}
+    return build(kind, values)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parameter(field: FieldInfo) -> inspect.Parameter:
+    """A field as typer takes it: unset is None, so that only what the user gave ranks before file and preset."""
+    flag = "--" + field.name.replace("_", "-")
+    variable = f"LEOKIT_{field.name.upper()}"
+    kind: Any = list[Path] if field.type == tuple[Path, ...] else field.type
+    default: Any = None
+    if field.argument:
+        marker: Any = typer.Argument(help=field.help, metavar=field.name.upper(), show_default=False)
+        if field.default is MISSING:
+            default = inspect.Parameter.empty
+        else:
+            kind = Optional[kind]  # noqa: UP045  (a union with None of any annotation)
+    else:
+        flags = [f"{flag}/--no-{field.name}"] if field.default is True else [flag]
+        text = field.help if field.default is None or field.type is bool else f"{field.help} (default: {field.default})"
+        marker = typer.Option(
+            *flags,
+            help=text,
+            envvar=variable,
+            show_envvar=False,
+            show_default=False,
+            rich_help_panel=_PLACES if field.outside else "Options",
+        )
+        kind = Optional[kind]  # noqa: UP045
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, marker]
+    )
+
+
+def _shown_parameters() -> list[inspect.Parameter]:
+    """What every subcommand has beside its configuration."""
+    options = {
+        "config": (Path, typer.Option("--config", help="TOML file with options.", rich_help_panel=_SHOWN)),
+        "print_config": (
+            bool,
+            typer.Option("--print-config", help="Print the resolved options as TOML and leave.", rich_help_panel=_SHOWN),
+        ),
+        "dry_run": (
+            bool,
+            typer.Option("--dry-run", help="Check and say what would be done, and leave.", rich_help_panel=_SHOWN),
+        ),
+        "json": (bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=_SHOWN)),
+    }
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Optional[kind], marker],  # noqa: UP045
+        )
+        for name, (kind, marker) in options.items()
+    ]

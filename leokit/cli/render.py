@@ -1,0 +1,148 @@
+"""How things look: results on stdout, progress and log on stderr. The only home of rich."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leokit.cli.options import Common
+
+PLAIN_SECONDS = 10.0  # between lines of progress where stderr is no terminal
+Progress = Callable[[int, int, str], None]
+
+
+class Output:
+    """Where a subcommand writes.
+
+    Attributes:
+        common: the options before the subcommand.
+        json: whether the result is one JSON object.
+        dry_run: whether to say only what would be done.
+    """
+
+    def __init__(self, common: "Common", *, json: bool = False, dry_run: bool = False) -> None:
+        self.common = common
+        self.json = json
+        self.dry_run = dry_run
+
+    def _console(self, *, stderr: bool) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def text(self, text: str) -> None:
+        """Print a result as it is."""
+        sys.stdout.write(text)
+
+    def note(self, text: str) -> None:
+        """Log a line, unless quiet."""
+        if not self.common.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        """Print an error: one line, red where there are colours."""
+        self._console(stderr=True).print(f"error: {text}", style="red", soft_wrap=True)
+
+    def next_command(self, command: str) -> None:
+        """Tell what to run next."""
+        self.note(f"Next: {command}")
+
+    def result(self, data: dict[str, Any], tables: Sequence["TableData"], sentences: Sequence[str] = ()) -> None:
+        """Print a result: as JSON where asked for, else as tables with sentences below."""
+        if self.json:
+            print(json.dumps(data, ensure_ascii=False))
+            return
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        console = self._console(stderr=False)
+        for table in tables:
+            drawn = Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+            for index, column in enumerate(table.columns):
+                drawn.add_column(column, justify="right" if index and table.numeric else "left", overflow="fold")
+            for row in table.rows:
+                drawn.add_row(*(Text(cell) for cell in row))
+            console.print(drawn)
+        for sentence in sentences:
+            console.print(sentence)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Progress]:
+        """A progress bar, or now and then a line where stderr is no terminal; the yielded function moves it."""
+        if not self.common.progress:
+            yield lambda done, total, text="": None
+        elif sys.stderr.isatty():
+            with self._bar(what) as move:
+                yield move
+        else:
+            yield _lines(what)
+
+    @contextmanager
+    def _bar(self, what: str) -> Iterator[Progress]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}"),
+        ]
+        started, first = time.monotonic(), None
+        with Progress(*columns, console=self._console(stderr=True), transient=True, expand=True) as bar:
+            task = bar.add_task(what, total=None, rate="", status="")
+
+            def move(done: int, total: int, text: str = "") -> None:
+                nonlocal first
+                first = done if first is None else first
+                rate = _rate(done - first, time.monotonic() - started)
+                bar.update(task, completed=done, total=total, rate=rate, status=text)
+
+            yield move
+
+
+class TableData:
+    """A table to print: a title, column names and rows of text; all but the first column flush right if numeric."""
+
+    def __init__(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True
+    ) -> None:
+        self.title = title
+        self.columns = columns
+        self.rows = rows
+        self.numeric = numeric
+
+
+def _lines(what: str) -> Progress:
+    """Progress as plain lines: when a piece of work ends, and every ten seconds before."""
+    started = last = time.monotonic()
+    first: int | None = None
+
+    def move(done: int, total: int, text: str = "") -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = done if first is None else first
+        if now - last < PLAIN_SECONDS and not (done == total and now - started > 2):
+            return
+        last = now
+        parts = [f"{what}: {done}/{total}", _rate(done - first, now - started), text]
+        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    return move
+
+
+def _rate(done: int, seconds: float) -> str:
+    return f"{done / seconds:.3g}/s" if done and seconds > 0 else ""
+
+
+def percent(mean: float, half_width: float | None = None, *, sign: bool = False) -> str:
+    """A share as `63.82 ± 0.40`, in per cent."""
+    text = f"{100 * mean:+.2f}" if sign else f"{100 * mean:.2f}"
+    return text if half_width is None else f"{text} ± {100 * half_width:.2f}"

@@ -1,0 +1,1 @@
+"""The loops that several stages need: embed images, train a run, score episodes by a method."""

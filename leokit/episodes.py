@@ -1,0 +1,171 @@
+"""Which rows of a feature matrix make episode i, and gathering them.
+
+Episode i is a function of (the split's ordered classes and images, ways, seed, purpose, i) and of nothing else. Its
+classes are the first of a permutation of all classes; the support images of a class are the first of a permutation of
+its images and the queries come from that permutation's other end. So other shots or queries keep the rest of the
+episode, and batches, devices and resuming change nothing. A permutation is an order by random integer keys, computed in
+integer arithmetic that is the same on every device.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leokit import randomness
+from leokit.errors import DataError, UsageError
+from leokit.features import FeatureTable
+
+REST = 600  # images of a class that the reference's protocol uses: K for support, the rest for queries
+_POSITION_BITS = 20  # lowest bits of a key hold the position, so that no two keys are equal
+_LARGEST = 2**63 - 1
+
+
+class Rows(NamedTuple):
+    """The rows of a batch of episodes."""
+
+    classes: Tensor  # (B, N) int64, numbers of classes
+    support: Tensor  # (B, N, K) int64, rows of the feature matrix
+    query: Tensor  # (B, N, Q) int64, likewise
+
+
+class FeatureMatrix:
+    """The features of a split on a device: unit rows, sorted by class.
+
+    Attributes:
+        rows: (n, D), each divided by its L2 norm, as LEO takes them (DeepMind's code, data.py).
+        classes: names of the classes, in order.
+        offsets: (C+1,) int64; class c has the rows from `offsets[c]` to `offsets[c + 1]`.
+    """
+
+    def __init__(
+        self, table: FeatureTable, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Normalise a table's rows, in `dtype`, on `device`.
+
+        Raises:
+            DataError: a feature is not finite.
+        """
+        rows = torch.from_numpy(np.array(table.embeddings)).to(device, dtype)
+        # As tf.nn.l2_normalize: a row of zeros stays zero.
+        self.rows = rows.mul_(rows.square().sum(1, keepdim=True).clamp_min_(1e-12).rsqrt_())
+        self.classes = table.classes
+        self.offsets = torch.from_numpy(np.asarray(table.offsets, dtype=np.int64)).to(device)
+        finite = self.rows.isfinite().all(1)
+        if not finite.all():
+            row = int(finite.logical_not().nonzero()[0])
+            number = int(torch.searchsorted(self.offsets, row, right=True)) - 1
+            raise DataError(
+                f"Image {row - int(self.offsets[number])} of class {self.classes[number]!r} has a feature that is "
+                "not finite: extract the features again."
+            )
+
+    @property
+    def dim(self) -> int:
+        """D, the number of features."""
+        return self.rows.shape[1]
+
+    @property
+    def counts(self) -> Tensor:
+        """(C,) int64, images of each class."""
+        return self.offsets.diff()
+
+
+class EpisodeSampler:
+    """Episodes over the classes of a split, by number."""
+
+    def __init__(self, offsets: Tensor, *, ways: int, seed: int, purpose: str) -> None:
+        """Sample over classes whose rows are divided by `offsets` (C+1,), on the device of `offsets`.
+
+        Args:
+            offsets: (C+1,) int64, see `FeatureMatrix`.
+            ways: N.
+            seed: of the draws.
+            purpose: keeps streams apart that share a seed, such as training and selection.
+        """
+        self.offsets = offsets
+        self.counts = offsets.diff()
+        self.longest = int(self.counts.max())
+        self.ways = ways
+        self.root = randomness.integer_key(seed, purpose)
+
+    def draw(self, numbers: range, *, shots: int, queries: int) -> Rows:
+        """The episodes of the given numbers.
+
+        Args:
+            numbers: which episodes, B of them.
+            shots: K.
+            queries: Q; K + Q images must be there in every class, see `require_enough`.
+        """
+        classes, order_keys = self._keys(numbers)
+        start = self.offsets[classes].unsqueeze(-1)
+        support = _positions(order_keys.topk(shots, dim=-1, largest=False).values)
+        outside = torch.arange(self.longest, device=start.device) >= self.counts[classes].unsqueeze(-1)
+        query = _positions(order_keys.masked_fill_(outside, -1).topk(queries, dim=-1).values)
+        return Rows(classes, start + support, start + query)
+
+    def _keys(self, numbers: range) -> tuple[Tensor, Tensor]:
+        """Classes (B, N) of the episodes and, for each, a key for every image (B, N, longest)."""
+        device = self.offsets.device
+        indices = torch.arange(numbers.start, numbers.stop, device=device)
+        episodes = randomness.keys(torch.tensor(self.root, device=device), indices)  # (B,)
+        class_keys = _ordered_keys(episodes, len(self.counts))  # (B, C)
+        classes = _positions(class_keys.topk(self.ways, dim=-1, largest=False).values)  # (B, N)
+        image_keys = _ordered_keys(randomness.keys(episodes.unsqueeze(-1), classes), self.longest)
+        outside = torch.arange(self.longest, device=device) >= self.counts[classes].unsqueeze(-1)
+        return classes, image_keys.masked_fill_(outside, _LARGEST)
+
+
+def _ordered_keys(parents: Tensor, count: int) -> Tensor:
+    """Keys (..., count) whose order is a random permutation; each holds its own position in its lowest bits."""
+    # Numbers of children start high, so that no key of an image is that of a class.
+    positions = torch.arange(count, device=parents.device)
+    hashed = randomness.keys(parents.unsqueeze(-1), positions + 2**40)
+    return (hashed & (_LARGEST - (2**_POSITION_BITS - 1))) | positions
+
+
+def _positions(keys: Tensor) -> Tensor:
+    return keys & (2**_POSITION_BITS - 1)
+
+
+def query_count(queries: str, shots: int) -> int | None:
+    """Q for `--queries`: a number, `rest600` (600 - K), or `all` (None: all other images of a class).
+
+    Raises:
+        UsageError: anything else.
+    """
+    if queries == "all":
+        return None
+    if queries == "rest600":
+        if shots >= REST:
+            raise UsageError(f"rest600 leaves no query for {shots} shots: use fewer than {REST}, or --queries 15.")
+        return REST - shots
+    if queries.isdecimal() and int(queries) >= 1:
+        return int(queries)
+    raise UsageError(f"--queries {queries}: it is a number from 1 up, rest600 or all.")
+
+
+def require_enough(
+    classes: Sequence[str], counts: NDArray[np.int64], *, split: str, ways: int, shots: int, queries: int | None
+) -> None:
+    """Check that every episode of the given size can be made.
+
+    Raises:
+        DataError: too few classes, or a class with too few images, named with its count.
+    """
+    if len(classes) < ways:
+        raise DataError(f"The {split} split has {len(classes)} classes, {ways}-way episodes need {ways}: lower --ways.")
+    needed = shots + (1 if queries is None else queries)
+    short = [number for number, count in enumerate(counts) if count < needed]
+    if short:
+        first = short[0]
+        others = f" ({len(short) - 1} more classes have too few)" if len(short) > 1 else ""
+        raise DataError(
+            f"Class {classes[first]!r} of the {split} split has {counts[first]} images, but {shots} shots + "
+            f"{needed - shots} queries need {needed}{others}: lower --shots or --queries, or leave the class out."
+        )
+    if max(counts) >= 2**_POSITION_BITS:
+        raise DataError(f"A class has {max(counts)} images; at most {2**_POSITION_BITS - 1} are supported.")

@@ -1,0 +1,117 @@
+"""A meta-training run on disk: its weights, and the state from which training goes on.
+
+`weights.safetensors` holds the best parameters; `last/state.safetensors` holds in one file, replaced atomically,
+everything that the next step depends on.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from leokit import manifest
+from leokit.config import MetaTrainConfig, build
+from leokit.errors import ArtifactError
+from leokit.features import FeatureStore
+from leokit.leo import Parameters
+
+SCHEMA = "leokit/run@1"
+WEIGHTS = "weights.safetensors"
+STATE = "last/state.safetensors"
+METRICS = "metrics.jsonl"
+CONFIG = "config.toml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: how it was trained and its best parameters."""
+
+    folder: Path
+    manifest: manifest.Manifest
+    config: MetaTrainConfig
+    parameters: Parameters
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.manifest.id
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a later stage checks: width and backbone of the features, when the best weights were found."""
+        return self.manifest.facts
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run, after checking its files.
+
+    Raises:
+        ArtifactError: no run there, unfinished, or altered.
+    """
+    found = manifest.read(folder, SCHEMA)
+    manifest.check_files(folder, found)
+    return Run(folder, found, build(MetaTrainConfig, found.config), load_parameters(folder / WEIGHTS))
+
+
+def check_same_backbone(run: Run, store: FeatureStore) -> None:
+    """Check that features come from the backbone that the run was trained on.
+
+    Raises:
+        ArtifactError: naming both ids and what differs.
+    """
+    ours = {"dim": run.facts["dim"], "backbone": run.facts["backbone"]}
+    theirs = {"dim": store.dim, "backbone": store.facts["backbone"]}
+    changes = manifest.differences(ours, theirs)
+    if changes:
+        raise ArtifactError(
+            f"The features {store.folder} ({store.id[:12]}) come from another backbone than those of the run "
+            f"{run.folder} ({run.id[:12]}): {'; '.join(changes)}. Extract with the run's backbone, or train on these."
+        )
+
+
+def save_parameters(path: Path, parameters: Parameters) -> None:
+    """Write parameters as safetensors, atomically."""
+    manifest.write_atomically(path, save_tensors(_plain(parameters._asdict())))
+
+
+def load_parameters(path: Path) -> Parameters:
+    """Read parameters that `save_parameters` wrote, on the CPU, as leaves that require gradients."""
+    tensors, _ = _read(path)
+    try:
+        return Parameters(**{name: value.requires_grad_() for name, value in tensors.items()})
+    except TypeError as error:
+        raise ArtifactError(f"{path} does not hold the tensors of LEO ({error}): train the run again.") from error
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write tensors and plain data as one safetensors file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_atomically(path, save_tensors(_plain(tensors), metadata={"record": json.dumps(record)}))
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    tensors, metadata = _read(path)
+    return tensors, json.loads(metadata["record"])
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_tensors(path.read_bytes()), metadata
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged or missing ({error}): use --no-resume or make it again.") from error

@@ -1,0 +1,85 @@
+"""One home for each default; values are checked and the rank of their sources holds."""
+
+import pytest
+
+from leokit.config import (
+    PRESETS,
+    EvalConfig,
+    ExtractConfig,
+    MetaTrainConfig,
+    build,
+    identity,
+    nearest_preset,
+    read_preset,
+    read_toml,
+    run_name,
+    to_toml,
+)
+from leokit.errors import UsageError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build(name):
+    config = build(MetaTrainConfig, read_preset(name))
+    assert f"{config.shots}shot" in name
+    assert config.ways == 5
+
+
+def test_published_hyper_parameters():
+    # leo-paper: the "best" column of DeepMind's README for miniImageNet 5-way 1-shot.
+    preset = read_preset("miniimagenet-1shot")
+    assert preset["outer_lr"] == 2.739071e-4
+    assert preset["kl_weight"] == 0.756143
+    assert preset["orthogonality_weight"] == 0.188103
+
+
+@pytest.mark.parametrize(("shots", "name"), [(1, "miniimagenet-1shot"), (2, "miniimagenet-1shot"), (5, "miniimagenet-5shot")])
+def test_nearest_preset(shots, name):
+    assert nearest_preset(shots) == name
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ways": 1}, "ways = 1: .*greater than or equal to 2"),
+        ({"outer_lr": float("nan")}, "outer_lr = nan: .*finite"),
+        ({"wayz": 5}, "Unknown key 'wayz'.*ways"),
+        ({"shots": "many"}, "shots = 'many': .*integer"),
+        ({"variant": "maml"}, "variant = 'maml'"),
+    ],
+)
+def test_bad_values_name_key_value_and_limit(values, message):
+    with pytest.raises(UsageError, match=message):
+        build(MetaTrainConfig, values)
+
+
+def test_unknown_preset_lists_the_known():
+    with pytest.raises(UsageError, match="miniimagenet-1shot"):
+        read_preset("imagenet")
+
+
+def test_identity_leaves_out_places_and_machine():
+    first = build(MetaTrainConfig, {"device": "cpu", "work": "a", "out": "b"})
+    second = build(MetaTrainConfig, {"device": "cuda", "work": "c", "overwrite": True})
+    assert identity(first) == identity(second)
+    assert identity(first) != identity(build(MetaTrainConfig, {"seed": 1}))
+
+
+def test_toml_round_trip(tmp_path):
+    config = build(ExtractConfig, {"images": 'odd "name"\n\\ ☃', "mean": (0.5, 0.25, 1e-7), "overwrite": True})
+    (tmp_path / "config.toml").write_text(to_toml({**identity(config), "images": config.images}), encoding="utf-8")
+    values = read_toml(tmp_path / "config.toml", "extract")
+    assert build(ExtractConfig, {**values, "overwrite": True}) == config
+
+
+def test_a_file_may_hold_a_table_for_each_command(tmp_path):
+    path = tmp_path / "all.toml"
+    path.write_text("[eval]\nepisodes = 10\n[meta-train]\nval-every = 5\n")
+    assert read_toml(path, "eval") == {"episodes": 10}
+    assert read_toml(path, "meta-train") == {"val_every": 5}
+    assert build(EvalConfig, read_toml(path, "eval")).episodes == 10
+
+
+def test_run_names():
+    assert run_name(MetaTrainConfig()) == "leo-5way-1shot"
+    assert run_name(MetaTrainConfig(ways=20, shots=5, seed=3)) == "leo-20way-5shot-seed3"

@@ -1,0 +1,123 @@
+"""Artifacts are whole or not there: unfinished, altered and foreign folders are told apart."""
+
+import json
+
+import pytest
+
+from leokit import manifest
+from leokit.errors import ArtifactError
+from leokit.manifest import Input
+
+SCHEMA = "leokit/test@1"
+CONFIG = {"steps": 3, "rate": 0.1}
+INPUTS = {"features": Input("abc", "/somewhere")}
+
+
+def make(folder, *, config=CONFIG, inputs=INPUTS, text="result", info=None, overwrite=False, may_grow=None):
+    found = manifest.begin(folder, SCHEMA, config, inputs, overwrite=overwrite, may_grow=may_grow)
+    if found:
+        return found
+    (folder / "result.txt").write_text(text)
+    (folder / "log.txt").write_text(str(info))
+    return manifest.finish(
+        folder, SCHEMA, config, inputs, results=["result.txt"], extras=["log.txt"], facts={"n": 1}, info=info or {}
+    )
+
+
+def test_what_is_written_is_read(tmp_path):
+    written = make(tmp_path / "a", info={"seconds": 1.5})
+    assert manifest.read(tmp_path / "a", SCHEMA) == written
+    manifest.check_files(tmp_path / "a", written)
+
+
+def test_id_ignores_clock_place_and_logs_but_no_result(tmp_path):
+    first = make(tmp_path / "a", info={"seconds": 1})
+    elsewhere = make(tmp_path / "b", info={"seconds": 2}, inputs={"features": Input("abc", "/elsewhere")})
+    assert first.id == elsewhere.id
+    assert make(tmp_path / "c", text="other").id != first.id
+    assert make(tmp_path / "d", config={**CONFIG, "rate": 0.2}).id != first.id
+    assert make(tmp_path / "e", inputs={"features": Input("abd", "/somewhere")}).id != first.id
+
+
+def test_finished_work_is_recognised(tmp_path):
+    first = make(tmp_path / "a")
+    assert manifest.begin(tmp_path / "a", SCHEMA, CONFIG, INPUTS) == first
+
+
+def test_other_work_is_refused_with_the_difference(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactError, match=r"config\.rate: 0\.1 → 0\.2.*--overwrite"):
+        make(tmp_path / "a", config={**CONFIG, "rate": 0.2})
+    assert (tmp_path / "a" / "result.txt").read_text() == "result"
+    replaced = make(tmp_path / "a", config={**CONFIG, "rate": 0.2}, text="new", overwrite=True)
+    assert manifest.read(tmp_path / "a") == replaced
+
+
+def test_unfinished_work_goes_on_or_is_refused(tmp_path):
+    folder = tmp_path / "a"
+    assert manifest.begin(folder, SCHEMA, CONFIG, INPUTS) is None
+    (folder / "part").write_text("kept")
+    with pytest.raises(ArtifactError, match="unfinished"):
+        manifest.read(folder)
+    assert manifest.begin(folder, SCHEMA, CONFIG, INPUTS) is None
+    assert (folder / "part").exists()
+    with pytest.raises(ArtifactError, match="another result"):
+        manifest.begin(folder, SCHEMA, {**CONFIG, "steps": 4}, INPUTS)
+
+
+def test_steps_may_grow_and_not_shrink(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactError, match=r"config\.steps: 3 → 2"):
+        make(tmp_path / "a", config={**CONFIG, "steps": 2}, may_grow="steps")
+    with pytest.raises(ArtifactError, match=r"config\.rate"):
+        make(tmp_path / "a", config={"steps": 4, "rate": 0.2}, may_grow="steps")
+    assert manifest.begin(tmp_path / "a", SCHEMA, {**CONFIG, "steps": 4}, INPUTS, may_grow="steps") is None
+    assert (tmp_path / "a" / "result.txt").exists()
+    with pytest.raises(ArtifactError, match="unfinished"):
+        manifest.read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_the_users_is_left_alone(tmp_path, overwrite):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="left alone"):
+        make(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    make(tmp_path, info={"seconds": 1})
+    whole = {name: (tmp_path / name).read_bytes() for name in ("manifest.json", "result.txt")}
+    for name, data in whole.items():
+        for position in range(0, len(data), 7):
+            altered = bytearray(data)
+            altered[position] ^= 4
+            (tmp_path / name).write_bytes(altered)
+            try:
+                found = manifest.read(tmp_path, SCHEMA)
+                manifest.check_files(tmp_path, found)
+            except ArtifactError:
+                continue
+            # White space between JSON's tokens is the one thing that carries nothing.
+            assert name == "manifest.json"
+            assert json.loads(altered) == json.loads(data)
+        (tmp_path / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter"])
+def test_missing_and_cut_files_are_named(tmp_path, change):
+    made = make(tmp_path)
+    if change == "missing":
+        (tmp_path / "result.txt").unlink()
+    else:
+        (tmp_path / "result.txt").write_text("res")
+    with pytest.raises(ArtifactError, match=r"result\.txt"):
+        manifest.check_files(tmp_path, made)
+
+
+def test_wrong_kind_and_no_folder(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="of kind 'leokit/test@1', but 'leokit/run@1' is needed"):
+        manifest.read(tmp_path / "a", "leokit/run@1")
+    with pytest.raises(ArtifactError, match="There is no artifact"):
+        manifest.read(tmp_path / "b", SCHEMA)
