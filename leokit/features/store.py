@@ -1,0 +1,175 @@
+"""Reading features: a class without touching the others, or a whole split as one class-sorted matrix."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from leokit import manifest
+from leokit.errors import ArtifactError, DataError
+from leokit.features.layout import FOOTER_KEY, SCHEMA, arrow_schema
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The features of a split in memory.
+
+    Attributes:
+        embeddings: (n, D) in the stored type, sorted by class.
+        classes: names of the C classes, in order.
+        offsets: (C + 1,) int64: the rows of class c are offsets[c] to offsets[c + 1].
+    """
+
+    embeddings: NDArray[np.floating[Any]]
+    classes: list[str]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Where a class lies."""
+
+    name: str
+    rows: int
+    path: Path
+    index: int  # of the row group in its file
+    metadata: Any  # of the file
+
+
+class FeatureStore:
+    """A finished feature artifact, opened for reading; its files' footers are read, and no more.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it is and was made from.
+    """
+
+    def __init__(self, folder: Path, checked: manifest.Manifest) -> None:
+        """Index a store whose files were already checked against the manifest; `open` is the way from outside."""
+        self.folder = folder
+        self.manifest = checked
+        try:
+            self._groups = _index(folder, checked)
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            raise ArtifactError(f"{folder} is no feature store that can be read ({error!r}): make it again.") from error
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the feature store in a folder, every file checked against its recorded hash.
+
+        Raises:
+            ArtifactError: missing, unfinished, of another kind, altered, or damaged.
+        """
+        checked = manifest.read(folder, SCHEMA)
+        manifest.check_files(folder, checked)
+        return cls(folder, checked)
+
+    @property
+    def id(self) -> str:
+        """The id of the artifact."""
+        return self.manifest.id
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What later stages check, see `leokit.features.facts_of`."""
+        return self.manifest.facts
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that it holds."""
+        return list(self._groups)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding (D)."""
+        return int(self.facts["dim"])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Stored type of the embeddings."""
+        return np.dtype(self.facts["dtype"])
+
+    def classes(self, split: str) -> list[str]:
+        """Names of the classes of a split, in order."""
+        return [group.name for group in self._of(split)]
+
+    def counts(self, split: str) -> NDArray[np.int64]:
+        """Number of images of each class of a split, (C,)."""
+        return np.array([group.rows for group in self._of(split)], np.int64)
+
+    def read_class(self, split: str, name: str) -> NDArray[np.floating[Any]]:
+        """The embeddings of one class, (n, D), read without touching the other classes.
+
+        Raises:
+            DataError: no such split or class.
+        """
+        for group in self._of(split):
+            if group.name == name:
+                return _embeddings(group, self.dim)
+        raise DataError(f"The split {split!r} of {self.folder} has no class {name!r}.")
+
+    def images(self, split: str) -> list[str]:
+        """The images of a split, (n,), in the order of the rows."""
+        groups = self._of(split)
+        return [image for group in groups for image in _read(group, "image").column("image").to_pylist()]
+
+    def load(self, split: str) -> FeatureTable:
+        """All features of a split as one class-sorted matrix, read by several threads.
+
+        Raises:
+            DataError: no such split.
+        """
+        groups = self._of(split)
+        offsets = np.concatenate([[0], np.cumsum(self.counts(split))]).astype(np.int64)
+        rows = np.empty((int(offsets[-1]), self.dim), self.dtype)
+
+        def fill(item: tuple[_Group, tuple[np.int64, np.int64]]) -> None:
+            group, (start, end) = item
+            rows[start:end] = _embeddings(group, self.dim)
+
+        with ThreadPoolExecutor() as pool:  # Arrow reads outside of the interpreter lock
+            list(pool.map(fill, zip(groups, pairwise(offsets), strict=True)))
+        return FeatureTable(rows, [group.name for group in groups], offsets)
+
+    def _of(self, split: str) -> Sequence[_Group]:
+        if split not in self._groups:
+            raise DataError(f"{self.folder} has no split {split!r}; it has {', '.join(self._groups)}.")
+        return self._groups[split]
+
+
+def _index(folder: Path, checked: manifest.Manifest) -> dict[str, list[_Group]]:
+    """The classes of every split, from the footers of its files."""
+    facts = checked.facts
+    expected = arrow_schema(facts["dim"], facts["dtype"])
+    groups: dict[str, list[_Group]] = {split: [] for split in facts["counts"]}
+    for path in sorted(folder / name for name in checked.files if name.startswith(tuple(f"{s}-" for s in groups))):
+        metadata = pq.read_metadata(path)
+        entry = json.loads(metadata.metadata[FOOTER_KEY])
+        if not metadata.schema.to_arrow_schema().equals(expected) or len(entry["classes"]) != metadata.num_row_groups:
+            raise ValueError(f"{path.name}: its columns or row groups are not as its manifest says")
+        for index, (name, rows) in enumerate(entry["classes"]):
+            if metadata.row_group(index).num_rows != rows:
+                raise ValueError(f"{path.name}: row group {index} is not the class {name!r} of {rows} images")
+            groups[entry["split"]].append(_Group(name, rows, path, index, metadata))
+    if {split: {group.name: group.rows for group in listed} for split, listed in groups.items()} != facts["counts"]:
+        raise ValueError("its files do not hold the classes that its manifest lists")
+    return groups
+
+
+def _read(group: _Group, column: str) -> pa.Table:
+    with pq.ParquetFile(group.path, metadata=group.metadata) as file:
+        return file.read_row_group(group.index, columns=[column], use_threads=False)
+
+
+def _embeddings(group: _Group, dim: int) -> NDArray[np.floating[Any]]:
+    column = _read(group, "embedding").column("embedding").combine_chunks()
+    values: NDArray[np.floating[Any]] = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(group.rows, dim)

@@ -1,0 +1,36 @@
+"""Small Parquet tables: written whole and atomically, equal tables as equal bytes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leokit.errors import ArtifactError
+from leokit.manifest import write_atomically
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[Any] | Any], schema: pa.Schema | None = None) -> None:
+    """Write a table.
+
+    Args:
+        path: of the Parquet file.
+        columns: for each column its values, (rows,): a sequence, a NumPy array or an Arrow array.
+        schema: types of the columns; without it they follow from the values, which an empty column does not have.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(dict(columns), schema=schema), sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a table.
+
+    Raises:
+        ArtifactError: missing, or no Parquet.
+    """
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"The table {path} cannot be read ({error}): make the artifact again.") from error
