@@ -22,6 +22,7 @@ from leokit.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+_MAKERS = {"leokit/features": "leokit extract", "leokit/run": "leokit meta-train", "leokit/eval": "leokit eval"}
 
 
 @dataclass(frozen=True)
@@ -250,13 +251,13 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise ArtifactError(f"There is no artifact at {folder}{_needed(schema)}.")
+        raise ArtifactError(f"There is no artifact at {folder}{_needed(schema)}")
     if not path.exists():
         unfinished = (folder / UNFINISHED).exists()
         raise ArtifactError(
             f"{folder} is unfinished: run the command that makes it again, it goes on from there."
             if unfinished
-            else f"{folder} has no {MANIFEST}: it is no artifact of leokit{_needed(schema)}."
+            else f"{folder} has no {MANIFEST}: it is no artifact of leokit{_needed(schema)}"
         )
     data = _parse(path)
     if data.pop("checksum", None) != hash_text(canonical_json(data)):
@@ -281,7 +282,10 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
 
 
 def _needed(schema: str | None) -> str:
-    return "" if schema is None else f" (needed: {schema})"
+    """The end of a message: what was looked for, and which command makes it."""
+    maker = _MAKERS.get((schema or "").split("@")[0])
+    made = f": run `{maker}` first, or name another folder" if maker else ""
+    return "." if schema is None else f" (needed: {schema}){made}."
 
 
 def _parse(path: Path) -> dict[str, Any]:

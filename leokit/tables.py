@@ -11,14 +11,16 @@ from leokit.errors import ArtifactError
 from leokit.manifest import write_atomically
 
 
-def write_table(path: Path, columns: Mapping[str, Sequence[Any] | Any], schema: pa.Schema | None = None) -> None:
+def write_table(path: Path, columns: Mapping[str, Sequence[Any] | Any], types: Mapping[str, str] | None = None) -> None:
     """Write a table.
 
     Args:
         path: of the Parquet file.
         columns: for each column its values, (rows,): a sequence, a NumPy array or an Arrow array.
-        schema: types of the columns; without it they follow from the values, which an empty column does not have.
+        types: for each column the name of its Arrow type, as `string`; without it types follow from the values, which
+            an empty column does not have.
     """
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()]) if types else None
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(columns), schema=schema), sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())

@@ -1,14 +1,47 @@
 """`leokit extract`."""
 
+from collections.abc import Mapping
+
 from leokit.cli.render import Output, TableData
 from leokit.config import ExtractConfig
 
 
 def command(config: ExtractConfig, output: Output) -> None:
-    """Turn a tree of images into features in Parquet, by a pretrained backbone.
+    """Turn a tree of images, a folder for each class, into features in Parquet by a pretrained backbone.
+
+    An image that cannot be read becomes a row of failures.parquet, never another image. The same command goes on
+    after an interruption.
 
     Example: leokit extract images --splits miniimagenet --image-size 84
     """
     from leokit.stages import extract
 
-    raise SystemExit(extract)
+    if output.dry_run:
+        plan = extract.plan(config)
+        data = {"out": str(extract.default_out(config)), "counts": plan.counts, "files": len(plan.shards)}
+        output.result(data, [_table("Would extract", plan.counts)], [f"{len(plan.shards)} files in {data['out']}."])
+        return
+    with output.progress("Extracting") as progress:
+        store = extract.run(config, on_progress=progress, on_message=output.note)
+    facts, info = store.facts, store.manifest.info
+    backbone = facts["backbone"]
+    prep = backbone["preprocessing"]
+    sentences = [
+        f"{backbone['name']} (trained on: {_source(facts['trained_on'])}), {prep['image_size']} pixels, "
+        f"{facts['dim']} features of {facts['dtype']}; {info['images_per_second']} images/s.",
+        *([f"{facts['failures']} images could not be read: see {store.folder / 'failures.parquet'}."] * bool(facts["failures"])),
+        f"In {store.folder}.",
+    ]
+    data = {"out": str(store.folder), "id": store.id, "images_per_second": info["images_per_second"], **facts}
+    output.result(data, [_table("Features", facts["counts"])], sentences)
+    where = f" --features {store.folder}" if config.out else ""
+    output.next_command(f"leokit meta-train --shots 1{where}")
+
+
+def _table(title: str, counts: Mapping[str, Mapping[str, int]]) -> TableData:
+    rows = [[split, str(len(classes)), str(sum(classes.values()))] for split, classes in counts.items()]
+    return TableData(title, ["split", "classes", "images"], rows)
+
+
+def _source(trained_on: str | list[str]) -> str:
+    return trained_on if isinstance(trained_on, str) else f"{len(trained_on)} classes"

@@ -1,5 +1,7 @@
 """`leokit meta-train`."""
 
+from typing import Any
+
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import MetaTrainConfig
 
@@ -24,7 +26,7 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     rows = [
         ["run", str(run.folder)],
         ["id", run.id[:12]],
-        ["features", f"{facts['backbone']['name']}, {facts['dim']} wide, trained on {_source(facts['trained_on'])}"],
+        ["features", _features(facts)],
         ["steps", f"{facts['steps']} in {run.manifest.info['seconds']:.0f} s"],
         ["best step", str(facts["best_step"])],
         ["meta-val accuracy", f"{percent(facts['val_accuracy'], facts['val_half_width'])} % (chosen on these episodes)"],
@@ -36,5 +38,8 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     output.next_command(f"leokit eval {where}")
 
 
-def _source(trained_on: str | list[str]) -> str:
-    return trained_on if isinstance(trained_on, str) else f"{len(trained_on)} classes"
+def _features(facts: dict[str, Any]) -> str:
+    trained_on = facts["trained_on"]
+    source = trained_on if isinstance(trained_on, str) else f"{len(trained_on)} classes"
+    name = (facts["backbone"] or {}).get("name", "backbone not recorded")
+    return f"{name}, {facts['dim']} wide; backbone trained on: {source}"

@@ -238,7 +238,7 @@ class _Steps:
         first = step * self.config.meta_batch
         raise Diverged(
             f"The loss or a gradient of step {step} (episodes {first} to {first + self.config.meta_batch - 1}) is not "
-            f"finite (loss {loss.item()}). The state before it is kept. Lower --outer-lr, or use --on-nan decay to go "
+            f"finite (loss {loss.item()}). The state before it is kept. Lower --outer-lr or --inner-lr, or use --on-nan decay to go "
             "on as DeepMind's code does."
         )
 

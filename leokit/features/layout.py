@@ -34,9 +34,7 @@ class Shard:
         return sum(len(images) for images in self.classes.values())
 
 
-def plan_shards(
-    splits: Mapping[str, Mapping[str, Sequence[str]]], *, rows: int = SHARD_ROWS
-) -> tuple[Shard, ...]:
+def plan_shards(splits: Mapping[str, Mapping[str, Sequence[str]]], *, rows: int = SHARD_ROWS) -> tuple[Shard, ...]:
     """Divide the classes of each split among files of about `rows` rows, in order, no class in two files."""
     return tuple(shard for split, classes in splits.items() for shard in _shards_of(split, classes, rows))
 
@@ -50,9 +48,7 @@ def _shards_of(split: str, classes: Mapping[str, Sequence[str]], rows: int) -> l
             filled = 0
         parts[-1][name] = tuple(images)
         filled += len(images)
-    return [
-        Shard(f"{split}-{index:05d}-of-{len(parts):05d}.parquet", split, part) for index, part in enumerate(parts)
-    ]
+    return [Shard(f"{split}-{index:05d}-of-{len(parts):05d}.parquet", split, part) for index, part in enumerate(parts)]
 
 
 def arrow_schema(dim: int, dtype: Dtype) -> pa.Schema:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from leokit import manifest
 from leokit.errors import ArtifactError, DataError
 from leokit.features.layout import FOOTER_KEY, SCHEMA, arrow_schema
+from leokit.splits import SPLIT_NAMES
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class FeatureStore:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Stored type of the embeddings."""
-        return np.dtype(self.facts["dtype"])
+        dtype: np.dtype[Any] = np.dtype(self.facts["dtype"])
+        return dtype
 
     def classes(self, split: str) -> list[str]:
         """Names of the classes of a split, in order."""
@@ -149,7 +151,7 @@ def _index(folder: Path, checked: manifest.Manifest) -> dict[str, list[_Group]]:
     """The classes of every split, from the footers of its files."""
     facts = checked.facts
     expected = arrow_schema(facts["dim"], facts["dtype"])
-    groups: dict[str, list[_Group]] = {split: [] for split in facts["counts"]}
+    groups: dict[str, list[_Group]] = {split: [] for split in sorted(facts["counts"], key=SPLIT_NAMES.index)}
     for path in sorted(folder / name for name in checked.files if name.startswith(tuple(f"{s}-" for s in groups))):
         metadata = pq.read_metadata(path)
         entry = json.loads(metadata.metadata[FOOTER_KEY])

@@ -168,7 +168,9 @@ def write_store(
     done = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=overwrite)
     if done:
         return FeatureStore(folder, done)
-    ordered = {split: {name: _sorted(*classes[name]) for name in _bytewise(classes)} for split, classes in splits.items()}
+    ordered = {
+        split: {name: _sorted(*classes[name]) for name in _bytewise(classes)} for split, classes in splits.items()
+    }
     dim = next(rows.shape[1] for classes in ordered.values() for _, rows in classes.values())
     shards = plan_shards({split: {c: i for c, (i, _) in classes.items()} for split, classes in ordered.items()})
     for shard in shards:

@@ -193,7 +193,7 @@ def _summary(
             f"{variant} - {BASELINE}": _plain(paired_difference(accuracies[variant], accuracies[BASELINE]))
         },
         "run": {key: trained.facts[key] for key in ("best_step", "steps", "val_accuracy", "val_half_width")},
-        "backbone": store.facts["backbone"]["name"],
+        "backbone": (store.facts["backbone"] or {}).get("name"),
         "trained_on": store.facts["trained_on"],
         "classes": len(classes),
         "classes_seen": classes_seen(store.facts["trained_on"], classes),

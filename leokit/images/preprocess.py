@@ -1,0 +1,196 @@
+"""From an image file to the pixels that a backbone wants, as timm's transform for evaluation makes them.
+
+Pillow and NumPy only: decoding runs in worker processes, which shall start fast and stay small. Where timm hands an
+image to `convert("RGB")` and hopes, the ways to RGB are chosen here: the picture is turned as its EXIF orientation
+says; 16-bit grey values are scaled to 8 bits; transparency is laid over white; types without a defined range of
+values are refused. For ordinary RGB and grey images the result equals timm's bit for bit.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+CropMode = Literal["center", "squash", "border"]
+Triple = tuple[float, float, float]
+
+RESAMPLING: Mapping[str, Image.Resampling] = {entry.name.lower(): entry for entry in Image.Resampling}
+
+MAX_PIXELS = 178_956_970  # Pillow's own limit, where it speaks of a decompression bomb
+
+_ORIENTATION = 0x0112
+_TURNS: Mapping[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # none that runs a program, as EPS
+_PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV", "RGBX")
+_DEEP_FORMATS = ("PNG", "PPM")  # whose mode "I" (32 bits) Pillow fills from 16 bits
+
+
+class UnreadableImage(Exception):
+    """An image that gives no pixels; the message is the reason, for a person."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of a backbone; every value as it is applied.
+
+    Attributes:
+        image_size: height and width of the result, in pixels.
+        crop_pct: the image is resized so that the crop keeps this share of a side.
+        crop_mode: `center` (short side resized, middle cut out), `squash` (both sides resized, shape not kept), or
+            `border` (long side resized, padded with the mean).
+        mean: subtracted from each channel, on a scale of 0 to 1, on the device.
+        std: divides each channel after that.
+        interpolation: a key of `RESAMPLING`.
+        exif: `transpose`: turned as the EXIF orientation says.
+        transparency: `white`: laid over white.
+    """
+
+    image_size: int
+    crop_pct: float
+    crop_mode: CropMode
+    mean: Triple
+    std: Triple
+    interpolation: str
+    exif: Literal["transpose"] = "transpose"
+    transparency: Literal["white"] = "white"
+
+    def to_plain(self) -> dict[str, Any]:
+        """The values as plain data, for a manifest."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def load_image(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The pixels of an image file, resized and cropped: (image_size, image_size, 3).
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about odd EXIF and large images: it reads them all the same
+            if os.fstat(file.fileno()).st_size == 0:
+                raise UnreadableImage("empty file")
+            return fit(_read_rgb(file), preprocessing)
+    except FileNotFoundError as error:
+        raise UnreadableImage("no such file (a broken link?)") from error
+    except PermissionError as error:
+        raise UnreadableImage("no permission to read the file") from error
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+
+
+def _read_rgb(file: BinaryIO) -> Image.Image:
+    """The picture of an open file, upright and in RGB."""
+    try:
+        image = Image.open(file, formats=_formats())
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(f"too large: {image.width} x {image.height} pixels")
+        image.load()
+        rgb, turn = to_rgb(image), _turn(image)
+        return rgb if turn is None else rgb.transpose(turn)
+    except (UnreadableImage, PermissionError, FileNotFoundError):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not an image of a kind that Pillow reads") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"too large: more than {MAX_PIXELS} pixels") from error
+    except MemoryError as error:
+        raise UnreadableImage("too large for the memory of this machine") from error
+    except Exception as error:  # Pillow's plugins raise whatever the damage led to
+        if "truncated" in str(error).lower():
+            raise UnreadableImage("truncated: the file ends before the image does") from error
+        raise UnreadableImage(f"damaged: {str(error) or type(error).__name__}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """The formats that are read, as far as this build of Pillow has them."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How to turn an image as its EXIF orientation says; EXIF data that cannot be read say nothing."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data, of which there is every kind, do not make the picture unreadable
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any type as 8-bit RGB: deep grey values scaled, transparency laid over white.
+
+    Raises:
+        UnreadableImage: a type whose values have no defined range, as 32-bit floats.
+    """
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format in _DEEP_FORMATS):
+        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)  # clip: for mode I, whose type is signed
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        return _over_white(image.convert("RGBA"))
+    if mode in _PLAIN_MODES:
+        return image.convert("RGB")
+    raise UnreadableImage(f"pixels of type {mode!r} have no defined way to RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def fit(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """An RGB image resized and cropped as timm's transform for evaluation does: (image_size, image_size, 3).
+
+    Raises:
+        UnreadableImage: so narrow that the resized image would be immense.
+    """
+    size, mode = preprocessing.image_size, preprocessing.crop_mode
+    scaled = math.floor(size / preprocessing.crop_pct)
+    target = _resized_shape(image.width, image.height, scaled, mode)
+    if target[0] * target[1] > MAX_PIXELS or min(target) < 1:
+        raise UnreadableImage(f"too narrow to be resized: {image.width} x {image.height} pixels")
+    if target != image.size:
+        image = image.resize(target, RESAMPLING[preprocessing.interpolation])
+    fill = tuple(round(255 * value) for value in preprocessing.mean) if mode == "border" else (0, 0, 0)
+    return np.array(_center(image, size, fill))
+
+
+def _resized_shape(width: int, height: int, scaled: int, mode: CropMode) -> tuple[int, int]:
+    """Width and height before the crop, rounded as timm (border) and torchvision (the others) round them."""
+    if mode == "squash":
+        return scaled, scaled
+    if mode == "border":
+        ratio = max(height / scaled, width / scaled)
+        return round(width / ratio), round(height / ratio)
+    if width <= height:
+        return scaled, int(scaled * height / width)
+    return int(scaled * width / height), scaled
+
+
+def _center(image: Image.Image, size: int, fill: tuple[int, ...]) -> Image.Image:
+    """The middle of an image, padded where it is smaller than `size`."""
+    width, height = image.size
+    if width < size or height < size:
+        padded = Image.new("RGB", (max(width, size), max(height, size)), fill)
+        padded.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
+        image, (width, height) = padded, padded.size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))

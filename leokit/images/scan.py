@@ -1,0 +1,166 @@
+"""Finding the classes and images of a tree, with names that can be stored as text and turned back into bytes."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from leokit.errors import DataError
+from leokit.splits import SPLITS_FILE
+
+SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split())
+
+_ESCAPE = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))?")
+_HELD_OUT = ("val", "test")  # beside `train` in the layout of ILSVRC
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """The classes of an image tree.
+
+    Attributes:
+        root: the folder that was scanned.
+        classes: for each class, in bytewise order of the names, the paths of its images relative to the root, in
+            bytewise order too; names and paths as `escape` gives them.
+        ignored: every other file, and every folder that was not entered (with a `/` at its end).
+    """
+
+    root: Path
+    classes: Mapping[str, tuple[str, ...]]
+    ignored: tuple[str, ...]
+
+    def path(self, image: str) -> Path:
+        """The file of an image."""
+        return image_path(self.root, image)
+
+
+def image_path(root: Path, image: str) -> Path:
+    """The file of an image whose path relative to `root` was made by `escape`."""
+    return root / os.fsdecode(unescape(image))
+
+
+def escape(name: bytes) -> str:
+    r"""A file name as text: UTF-8 where it is that, any other byte as `\xNN`, a backslash as two."""
+    return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+
+
+def unescape(text: str) -> bytes:
+    """The bytes that `escape` made this text from.
+
+    Raises:
+        ValueError: `escape` cannot have made this text.
+    """
+
+    def byte(match: re.Match[bytes]) -> bytes:
+        if match[0] == b"\\":
+            raise ValueError(f"{text!r} has a backslash that stands for nothing")
+        return b"\\" if match[1] is None else bytes.fromhex(match[1].decode("ascii"))
+
+    return _ESCAPE.sub(byte, text.encode("utf-8"))
+
+
+def scan(root: Path) -> ImageTree:
+    """Find the classes of an image tree.
+
+    A class is a folder that directly holds images, at any depth, and is called as the folder is. In the layout of
+    ILSVRC, where all of them lie under `train`, `val` and `test`, those under `train` are taken, and the others with
+    them unless a class of theirs is in `train` as well (held-out images of the same classes). Hidden files and
+    folders, and files that are no images by their suffix, are left alone and listed.
+
+    Raises:
+        DataError: no such folder, a folder that cannot be read, no images, or two folders of one class name.
+    """
+    if not root.is_dir():
+        raise DataError(f"There is no image folder at {root}: give a folder with one folder of images per class.")
+    found = _Found()
+    _walk(os.fsencode(root), b"", (), found)
+    folders = _taken(found.folders)
+    if not folders:
+        loose = " There are images, but in no folder that names their class." if found.loose else ""
+        raise DataError(
+            f"{root} has no images in folders: a class is a folder of images ({' '.join(sorted(SUFFIXES))}).{loose}"
+        )
+    left_out = [image for folder, images in found.folders.items() if folder not in folders for image in images]
+    ignored = _bytewise([*found.ignored, *found.loose, *left_out])
+    return ImageTree(root, _by_class(folders), tuple(ignored))
+
+
+@dataclass
+class _Found:
+    """What a walk has met: images by their folder, images in no folder, and what is no image."""
+
+    folders: dict[str, list[str]] = field(default_factory=dict)
+    loose: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found: _Found) -> None:
+    """Add what lies in a folder; `above` identifies the folders that it lies in, against loops of links."""
+    folder = os.path.join(top, relative) if relative else top
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"The folder {os.fsdecode(folder)} cannot be read: {error.strerror}.") from error
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        found.ignored.append(escape(relative) + "/")
+        return
+    images = []
+    for entry in listed:
+        path = os.path.join(relative, entry.name)
+        if entry.is_dir():
+            if entry.name.startswith(b"."):
+                found.ignored.append(escape(path) + "/")
+            else:
+                _walk(top, path, (*above, here), found)
+        elif _is_image(entry):
+            images.append(escape(path))
+        elif path != SPLITS_FILE.encode():
+            found.ignored.append(escape(path))
+    if images and relative:
+        found.folders[escape(relative)] = images
+    else:
+        found.loose += images
+
+
+def _is_image(entry: os.DirEntry[bytes]) -> bool:
+    """Whether a file is an image by its name; a broken link is one (that cannot be read), a named pipe is none."""
+    suffix = os.path.splitext(entry.name)[1].decode("ascii", "replace").lower()
+    visible = not entry.name.startswith(b".")
+    return visible and suffix in SUFFIXES and (entry.is_file() or entry.is_symlink())
+
+
+def _taken(folders: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The folders that are classes: all, but in the layout of ILSVRC those of `train` before those of the others."""
+    tops = {folder: folder.partition("/")[0] for folder in folders}
+    train = {folder for folder, top in tops.items() if top == "train" and folder != "train"}
+    if not train or "train" in folders or not set(tops.values()) <= {"train", *_HELD_OUT}:
+        return dict(folders)
+    nested = {folder for folder in folders if folder not in _HELD_OUT}
+    clash = {_name(folder) for folder in train} & {_name(folder) for folder in nested - train}
+    return {folder: images for folder, images in folders.items() if folder in (train if clash else nested)}
+
+
+def _by_class(folders: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    by_name = defaultdict(list)
+    for folder in folders:
+        by_name[_name(folder)].append(folder)
+    for name, same in by_name.items():
+        if len(same) > 1:
+            raise DataError(
+                f"Two folders are called {name!r}: {same[0]!r} and {same[1]!r}. A class is one folder of images; "
+                "rename one, or move its images into the other."
+            )
+    return {name: tuple(_bytewise(folders[by_name[name][0]])) for name in _bytewise(list(by_name))}
+
+
+def _name(folder: str) -> str:
+    return folder.rpartition("/")[2]
+
+
+def _bytewise(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: name.encode("utf-8"))

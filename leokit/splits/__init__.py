@@ -1,0 +1,23 @@
+"""Which classes (and which of their images) are for training, validation and test.
+
+`resolve` turns what a user names (a list of the package, a file, a folder of image lists, a random division) into
+`Splits`; `classes_seen` counts how many classes a backbone's weights were trained on. Knows no images, only names.
+"""
+
+from leokit.splits.lists import SPLIT_NAMES
+from leokit.splits.resolving import BUILT_IN, SPLITS_FILE, Splits, resolve
+from leokit.splits.seen import IMAGENET_1K, IMAGENET_21K, TRAINED_ON, UNKNOWN, WEB, classes_seen
+
+__all__ = [
+    "BUILT_IN",
+    "IMAGENET_1K",
+    "IMAGENET_21K",
+    "SPLITS_FILE",
+    "SPLIT_NAMES",
+    "TRAINED_ON",
+    "UNKNOWN",
+    "WEB",
+    "Splits",
+    "classes_seen",
+    "resolve",
+]

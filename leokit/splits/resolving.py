@@ -1,0 +1,221 @@
+"""From what a user names as splits to the classes and images of each split, checked against the images there are."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from leokit.errors import DataError
+from leokit.splits.lists import SPLIT_NAMES, ListedClass, ListedImage, read_class_list, read_image_lists
+
+SPLITS_FILE = "splits.csv"
+BUILT_IN = ("miniimagenet", "tieredimagenet")
+
+_MINIIMAGENET_PER_CLASS = 600
+_WAYS_TO_SAY = (
+    f"a {SPLITS_FILE} (class_name,split) in the image tree, or --splits with miniimagenet, tieredimagenet, "
+    "random:TRAIN/VAL/TEST, a CSV file class_name,split, or a folder with train.csv, val.csv, test.csv"
+)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The classes of each split, and the images that a list chose inside them.
+
+    Attributes:
+        classes: for each of train, val, test its class names, in bytewise order.
+        source: where the division comes from, without any path.
+        chosen: for each class whose images were listed, their paths relative to the image root, in bytewise order;
+            of any other class all images count.
+        note: what a reader of results must know about the division, where there is something.
+    """
+
+    classes: Mapping[str, tuple[str, ...]]
+    source: str
+    chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    note: str | None = None
+
+    def images(self, available: Mapping[str, Sequence[str]]) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The images of each class of each split, out of all that are there."""
+        return {
+            split: {name: tuple(self.chosen.get(name, available[name])) for name in names}
+            for split, names in self.classes.items()
+        }
+
+    def canonical(self) -> dict[str, Any]:
+        """Classes and chosen images as plain data: equal divisions are equal here, however they were named."""
+        return {
+            "classes": {split: list(names) for split, names in self.classes.items()},
+            "chosen": {name: list(images) for name, images in self.chosen.items()},
+        }
+
+
+def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str]], seed: int) -> Splits:
+    """The splits that a user named, checked against the classes and images of a tree.
+
+    Args:
+        spec: a name in `BUILT_IN`, `random:TRAIN/VAL/TEST`, a CSV file of classes, a folder of image lists, or None
+            for the `splits.csv` in the tree.
+        images: root of the image tree.
+        available: the images of each class there, as paths relative to the root.
+        seed: of a random division.
+
+    Raises:
+        DataError: nothing there to divide by; a class or image that is not in the tree, or is named twice; an empty
+            split; too few classes for a random division; a list with another header.
+    """
+    if spec is None:
+        return _from_tree(images, available)
+    if spec in BUILT_IN:
+        return _built_in(spec, available)
+    if spec.startswith("random:"):
+        return _random(spec, available, seed)
+    if os.path.isdir(spec):
+        return _from_image_lists(Path(spec), available)
+    if os.path.isfile(spec):
+        return _whole_classes(read_class_list(Path(spec)), "class list", available)
+    raise DataError(f"splits = {spec!r}: no such list, file or folder. Name {_WAYS_TO_SAY}.")
+
+
+def _from_tree(images: Path, available: Mapping[str, Sequence[str]]) -> Splits:
+    path = images / SPLITS_FILE
+    if not path.is_file():
+        raise DataError(f"Nothing says which classes are for training, validation and test. Give {_WAYS_TO_SAY}.")
+    return _whole_classes(read_class_list(path), "class list", available)
+
+
+def _built_in(name: str, available: Mapping[str, Sequence[str]]) -> Splits:
+    with as_file(files("leokit.splits") / f"{name}.csv") as path:
+        splits = _whole_classes(read_class_list(path), name, available)
+    note = _miniimagenet_note(splits, available) if name == "miniimagenet" else None
+    return Splits(splits.classes, splits.source, note=note)
+
+
+def _miniimagenet_note(splits: Splits, available: Mapping[str, Sequence[str]]) -> str | None:
+    counts = [len(available[name]) for names in splits.classes.values() for name in names]
+    if all(count == _MINIIMAGENET_PER_CLASS for count in counts):
+        return None
+    return (
+        f"All {sum(counts)} images of the 100 classes of miniImageNet are used, {min(counts)} to {max(counts)} of "
+        f"each; miniImageNet itself has {_MINIIMAGENET_PER_CLASS} of each. A folder of image lists (train.csv, "
+        "val.csv, test.csv) as --splits chooses its images."
+    )
+
+
+def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Splits:
+    sizes = _random_sizes(spec)
+    names = _bytewise(available)
+    if sum(sizes) > len(names):
+        raise DataError(f"splits = {spec!r} needs {sum(sizes)} classes, but the image tree has {len(names)}.")
+    # Philox's raw output is fixed for good, unlike the order that a Generator's permutation gives.
+    order = np.argsort(np.random.Philox(seed).random_raw(len(names)), kind="stable")
+    ends = np.cumsum(sizes)
+    classes = {
+        split: tuple(_bytewise(names[index] for index in order[end - size : end]))
+        for split, size, end in zip(SPLIT_NAMES, sizes, ends, strict=True)
+    }
+    return Splits(classes, f"{spec} (seed {seed})")
+
+
+def _random_sizes(spec: str) -> list[int]:
+    parts = spec.removeprefix("random:").split("/")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise DataError(
+            f"splits = {spec!r}: a random division is random:TRAIN/VAL/TEST with three numbers of classes from 1, "
+            "as random:64/16/20."
+        )
+    return [int(part) for part in parts]
+
+
+def _whole_classes(listed: Sequence[ListedClass], source: str, available: Mapping[str, Sequence[str]]) -> Splits:
+    seen: dict[str, ListedClass] = {}
+    for entry in listed:
+        if entry.name in seen:
+            raise _in_two_places(entry.name, seen[entry.name].split, entry.split, entry.where)
+        seen[entry.name] = entry
+    _check_present(seen, source, available)
+    return Splits(_by_split({name: entry.split for name, entry in seen.items()}, source), source)
+
+
+def _from_image_lists(folder: Path, available: Mapping[str, Sequence[str]]) -> Splits:
+    listed = read_image_lists(folder)
+    split_of: dict[str, str] = {}
+    for entry in listed:
+        if split_of.setdefault(entry.class_name, entry.split) != entry.split:
+            raise _in_two_places(entry.class_name, split_of[entry.class_name], entry.split, entry.where)
+    _check_present(split_of, f"the image lists in {folder}", available)
+    chosen = _choose(listed, available)
+    return Splits(_by_split(split_of, f"the image lists in {folder}"), "image lists", chosen)
+
+
+def _choose(listed: Sequence[ListedImage], available: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The listed images of each class as paths of the tree."""
+    by_class = defaultdict(list)
+    for entry in listed:
+        by_class[entry.class_name].append(entry)
+    chosen, missing = {}, []
+    for name in _bytewise(by_class):
+        of_name = {PurePosixPath(image).name: image for image in available[name]}
+        found = {entry: _find(entry, of_name) for entry in by_class[name]}
+        missing += [f"{entry.image!r} ({entry.where})" for entry, image in found.items() if image is None]
+        chosen[name] = tuple(_bytewise(image for image in found.values() if image is not None))
+        twice = [image for image, count in Counter(chosen[name]).items() if count > 1]
+        if twice:
+            raise DataError(f"The image {twice[0]!r} of class {name!r} is listed more than once.")
+    if missing:
+        raise DataError(
+            f"{len(missing)} listed image(s) are not in the folder of their class, as {_a_few(missing)}. "
+            "Complete the image tree, or take them off the list."
+        )
+    return chosen
+
+
+def _find(entry: ListedImage, of_name: Mapping[str, str]) -> str | None:
+    """The image of the tree that a list names: by its file name in the class, or by the end of its path."""
+    path = PurePosixPath(entry.image)
+    if path.is_absolute() or PureWindowsPath(entry.image).is_absolute() or ".." in path.parts:
+        raise DataError(
+            f"{entry.where}: {entry.image!r} leads out of the image tree; name files inside of it, without '..'."
+        )
+    image = of_name.get(path.name)
+    return image if image is not None and f"/{image}".endswith(f"/{path}") else None
+
+
+def _by_split(split_of: Mapping[str, str], source: str) -> dict[str, tuple[str, ...]]:
+    classes = {
+        split: tuple(_bytewise(name for name, where in split_of.items() if where == split)) for split in SPLIT_NAMES
+    }
+    for split, names in classes.items():
+        if not names:
+            raise DataError(f"The split {split!r} has no class in {source}: each of train, val, test needs some.")
+    return classes
+
+
+def _check_present(names: Iterable[str], source: str, available: Mapping[str, Sequence[str]]) -> None:
+    names = _bytewise(names)
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the {len(names)} classes of {source} are not among the {len(available)} classes "
+            f"of the image tree, as {_a_few([repr(name) for name in missing])}. "
+            "A class is a folder of images of that name."
+        )
+
+
+def _in_two_places(name: str, first: str, second: str, where: str) -> DataError:
+    if first == second:
+        return DataError(f"{where}: class {name!r} is listed twice in {first!r}; list it once.")
+    return DataError(f"{where}: class {name!r} is in two splits, {first!r} and {second!r}; it may be in one only.")
+
+
+def _bytewise(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: name.encode("utf-8"))
+
+
+def _a_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

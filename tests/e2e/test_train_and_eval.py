@@ -1,0 +1,191 @@
+"""`leokit meta-train` and `leokit eval`: results, resuming, and what bad input meets."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from tests.e2e.conftest import COMMAND, make_store
+
+TRAIN = ("meta-train", "--steps", 30, "--val-every", 10, "--val-episodes", 20, "--val-queries", 5, "--queries", 5)
+EVAL = ("eval", "--episodes", 60, "--queries", 5)
+
+
+def test_defaults_fit_together(leokit_process, features, tmp_path):
+    leokit = leokit_process
+    trained = leokit(*TRAIN, "--shots", 1)
+    assert "miniimagenet-1shot" in trained.stderr
+    assert "Next: leokit eval --shots 1" in trained.stderr
+    tested = leokit(*EVAL, "--shots", 1)
+    assert "5-way 1-shot" in tested.stdout
+    assert "leo - class-mean" in tested.stdout
+    assert "cannot be told" in " ".join(tested.stdout.split())
+    assert max(map(len, tested.stdout.splitlines())) <= 80
+    table = pq.read_table(tmp_path / "leokit-work/eval/leo-5way-1shot/episodes.parquet")
+    assert table.num_rows == 2 * 60
+    assert table.column_names == ["method", "episode", "accuracy"]
+
+
+def test_results_are_the_same_each_time_and_for_each_work_folder(leokit, features, tmp_path):
+    first = json.loads(leokit(*TRAIN, "--json").stdout)
+    second = json.loads(leokit(*TRAIN, "--json", "--work", "other", "--features", features.folder).stdout)
+    assert first["id"] == second["id"]
+    ours = json.loads(leokit(*EVAL, "--json").stdout)
+    theirs = json.loads(leokit(*EVAL, "--json", "--work", "other", "--features", features.folder).stdout)
+    assert ours["id"] == theirs["id"]
+    assert leokit(*EVAL, "--json").stdout == leokit(*EVAL, "--json").stdout  # already done
+
+
+def test_killed_and_restarted_equals_uninterrupted(leokit, features, tmp_path):
+    whole = json.loads(leokit(*TRAIN, "--out", "whole", "--steps", 400, "--json").stdout)
+    lines = (tmp_path / "whole/metrics.jsonl").read_text()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, TRAIN), "--out", "cut", "--steps", "400"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        metrics = tmp_path / "cut/metrics.jsonl"
+        before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) > before + 3:
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            pytest.skip("the machine was too fast to interrupt it")
+        if number != signal.SIGKILL:
+            assert process.returncode == 130, errors
+            assert "goes on from there" in errors
+    resumed = json.loads(leokit(*TRAIN, "--out", "cut", "--steps", 400, "--json").stdout)
+    assert resumed["id"] == whole["id"]
+    assert (tmp_path / "cut/metrics.jsonl").read_text() == lines
+
+
+def test_training_longer_is_the_same_command_with_more_steps(leokit, features):
+    short = json.loads(leokit(*TRAIN, "--json").stdout)
+    longer = json.loads(leokit(*TRAIN, "--json", "--steps", 50).stdout)
+    at_once = json.loads(leokit(*TRAIN, "--json", "--steps", 50, "--out", "at-once").stdout)
+    assert short["id"] != longer["id"] == at_once["id"]
+    refused = leokit(*TRAIN, "--steps", 40, code=4)
+    assert "steps: 50 → 40" in refused.stderr
+
+
+def test_other_hyper_parameters_are_refused_and_overwritten_on_request(leokit, features):
+    leokit(*TRAIN)
+    refused = leokit(*TRAIN, "--outer-lr", 0.001, code=4)
+    assert "outer_lr: 0.0002739071 → 0.001" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    leokit(*TRAIN, "--outer-lr", 0.001, "--overwrite")
+
+
+def test_other_ways_shots_and_all_queries(leokit, features):
+    leokit(*TRAIN)
+    leokit(*EVAL, "--run", "leokit-work/runs/leo-5way-1shot", "--ways", 6, "--shots", 3, "--queries", "all")
+    both = leokit(*EVAL, "leokit-work/runs/leo-5way-1shot", "leokit-work/runs/leo-5way-1shot", "--json")
+    assert len(json.loads(both.stdout)["evaluations"]) == 2
+
+
+def test_rank_of_flag_variable_file_and_preset(leokit, features, tmp_path):
+    (tmp_path / "my.toml").write_text("[meta-train]\nsteps = 11\nshots = 5\nouter_lr = 0.25\n")
+
+    def resolved(*arguments, **environment):
+        text = leokit("meta-train", "--print-config", "--config", "my.toml", *arguments, **environment).stdout
+        return dict(line.split(" = ") for line in text.splitlines())
+
+    config = resolved()
+    assert (config["steps"], config["outer_lr"]) == ("11", "0.25")  # the file's
+    assert config["kl_weight"] == "0.466387"  # the preset's, for the file's 5 shots
+    assert config["num_latents"] == "64"  # the default
+    assert resolved(LEOKIT_STEPS="12")["steps"] == "12"
+    assert resolved("--steps", 13, LEOKIT_STEPS="12")["steps"] == "13"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("meta-train", "--shots", "0"), 2, "shots = 0"),
+        (("meta-train", "--no-such-option"), 2, "No such option"),
+        (("meta-train", "--preset", "imagenet"), 2, "miniimagenet-1shot"),
+        (("meta-train", "--device", "tpu"), 2, "Unknown device"),
+        (("meta-train", "--config", "bad.toml"), 2, "Unknown key 'stepz'"),
+        (("meta-train", "--config", "missing.toml"), 2, "cannot be read"),
+        (("meta-train", "--shots", "20"), 3, "'train00' of the train split has 24 images, but 20 shots + 15 queries"),
+        (("meta-train", "--ways", "7"), 3, "The val split has 6 classes"),
+        (("meta-train", "--features", "nowhere"), 4, "There is no artifact at nowhere"),
+        (("eval",), 4, "run `leokit meta-train` first"),
+    ],
+)
+def test_bad_input_is_one_line_with_its_exit_code(leokit, features, tmp_path, arguments, code, words):
+    (tmp_path / "bad.toml").write_text("stepz = 5\n")
+    done = leokit(*arguments, code=code)
+    assert words in done.stderr
+    assert not (tmp_path / "leokit-work/runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--queries", "rest600"), 3, "has 24 images, but 1 shots + 599 queries need 600"),
+        (("--queries", "some"), 2, "a number from 1 up, rest600 or all"),
+        (("--run", "leokit-work/runs/leo-5way-1shot", "--ways", "9"), 3, "has 6 classes"),
+    ],
+)
+def test_bad_input_to_eval(leokit, features, arguments, code, words):
+    leokit(*TRAIN)
+    assert words in leokit("eval", *arguments, code=code).stderr
+
+
+def test_features_from_another_backbone_are_refused_with_both_ids(leokit, features, tmp_path):
+    leokit(*TRAIN)
+    other = make_store(tmp_path / "other", backbone={"name": "another", "weights_sha256": "0"})
+    done = leokit(*EVAL, "--features", "other", code=4)
+    assert other.id[:12] in done.stderr
+    assert "another" in done.stderr
+
+
+def test_unfinished_and_altered_artifacts_are_refused(leokit, features, tmp_path):
+    leokit(*TRAIN)
+    weights = tmp_path / "leokit-work/runs/leo-5way-1shot/weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "weights.safetensors was altered" in leokit(*EVAL, code=4).stderr
+    shard = next(features.folder.glob("train-*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert shard.name in leokit(*TRAIN, "--out", "new", code=4).stderr
+    (features.folder / "manifest.json").unlink()
+    assert "manifest.json" in leokit(*TRAIN, "--out", "new", code=4).stderr
+
+
+def test_a_finished_run_needs_no_state_and_a_damaged_state_is_named(leokit, features, tmp_path):
+    leokit(*TRAIN)
+    shutil.rmtree(tmp_path / "leokit-work/runs/leo-5way-1shot/last")
+    leokit(*TRAIN)
+    leokit(*TRAIN, "--out", "cut")
+    (tmp_path / "cut/last/state.safetensors").write_bytes(b"not tensors")
+    done = leokit(*TRAIN, "--out", "cut", "--steps", 40, code=4)
+    assert "--no-resume" in done.stderr
+    leokit(*TRAIN, "--out", "cut", "--steps", 40, "--no-resume")
+
+
+def test_dry_runs_write_nothing(leokit, features, tmp_path):
+    assert "parameters" in leokit("meta-train", "--dry-run").stdout
+    plan = json.loads(leokit("meta-train", "--dry-run", "--json").stdout)
+    assert plan["parameters"] == 96 * 64 + 3 * 128 * 128 + 64 * 192 + 64 + 96
+    assert not (tmp_path / "leokit-work/runs").exists()
+
+
+def test_quiet_prints_results_alone(leokit, features):
+    done = leokit("--quiet", *TRAIN)
+    assert done.stderr == ""
+    assert "leo, 5-way 1-shot" in done.stdout
