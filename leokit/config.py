@@ -27,15 +27,17 @@ class Outside:
     """Marks a field that cannot change results: it is outside an artifact's id."""
 
 
+class Resolved(Outside):
+    """Marks a field that is outside an artifact's id because what it resolves to is inside."""
+
+
 class Argument:
     """Marks a field that the command line takes by position, without an option's name."""
 
 
 Place = Annotated[Path | None, Outside()]
 Seed = Annotated[int, Ge(0), Lt(2**63), Doc("Seed of every draw; the same seed gives the same result.")]
-Work = Annotated[
-    Path, Outside(), Doc("Work folder: where inputs are looked for and outputs go unless named.")
-]
+Work = Annotated[Path, Outside(), Doc("Work folder: where inputs are looked for and outputs go unless named.")]
 Device = Annotated[str, Outside(), Doc("auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[
     int | None,
@@ -54,8 +56,8 @@ class DemoConfig:
     """Options of `leokit demo`."""
 
     out: Annotated[Path, Argument(), Outside(), Doc("New folder for the images and splits.csv.")]
-    per_class: Annotated[int, Ge(1), Le(9999), Doc("Images of each class.")] = 40
-    size: Annotated[int, Ge(16), Le(1024), Doc("Width and height of an image in pixels.")] = 84
+    per_class: Annotated[int, Ge(1), Le(10_000), Doc("Images of each class.")] = 40
+    size: Annotated[int, Ge(32), Le(1024), Doc("Width and height of an image in pixels.")] = 84
     seed: Seed = 0
     workers: Workers = None
     overwrite: Overwrite = False
@@ -69,7 +71,7 @@ class ExtractConfig:
     out: Annotated[Place, Doc("Folder of the features (default: WORK/features).")] = None
     splits: Annotated[
         str | None,
-        Outside(),
+        Resolved(),
         Doc(
             "miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST (numbers of classes), a CSV file class_name,split, "
             "or a folder with train.csv, val.csv, test.csv (default: splits.csv in the image tree)."
@@ -78,29 +80,19 @@ class ExtractConfig:
     backbone: Annotated[str, Doc("Name of a timm model.")] = "tf_efficientnet_lite0"
     weights: Annotated[
         str,
-        Outside(),
-        Doc(
-            "auto, bundled (the extra 'demo'), pretrained (timm's, from a hub), or a safetensors or torch file."
-        ),
+        Resolved(),
+        Doc("auto, bundled (the extra 'demo'), pretrained (timm's, from a hub), or a safetensors or torch file."),
     ] = "auto"
     trained_on: Annotated[
         str | None, Doc("What a weights file was trained on: imagenet-1k, imagenet-21k, web or unknown.")
     ] = None
-    image_size: Annotated[
-        int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")
-    ] = None
-    crop_pct: Annotated[
-        float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")
-    ] = None
+    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    crop_pct: Annotated[float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")] = None
     mean: Annotated[Triple | None, Doc("Mean of each channel, on a scale of 0 to 1.")] = None
     std: Annotated[Triple | None, Doc("Standard deviation of each channel, on a scale of 0 to 1.")] = None
-    interpolation: Annotated[
-        Literal["bilinear", "bicubic", "nearest", "lanczos"] | None, Doc("How to resize.")
-    ] = None
+    interpolation: Annotated[Literal["bilinear", "bicubic", "nearest", "lanczos"] | None, Doc("How to resize.")] = None
     dtype: Annotated[Literal["float16", "float32"], Doc("Stored type of the features.")] = "float16"
-    max_failures: Annotated[
-        str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")
-    ] = "1%"
+    max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
     seed: Seed = 0
     device: Device = "auto"
     workers: Workers = None
@@ -113,12 +105,10 @@ class MetaTrainConfig:
     """Options of `leokit meta-train`; the defaults of the method are those of DeepMind's code (its config.py)."""
 
     features: Annotated[Place, Doc("Features to train on (default: WORK/features).")] = None
-    out: Annotated[
-        Place, Doc("Folder of the run (default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0).")
-    ] = None
+    out: Annotated[Place, Doc("Folder of the run (default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0).")] = None
     preset: Annotated[
         str | None,
-        Outside(),
+        Resolved(),
         Doc("Published hyper-parameters (default: the miniImageNet preset nearest to the shots)."),
     ] = None
     variant: Annotated[Literal["leo"], Doc("The method.")] = "leo"
@@ -135,12 +125,8 @@ class MetaTrainConfig:
     dropout: Annotated[float, Ge(0), Lt(1), Doc("Share of input features dropped in meta-training.")] = 0.5
     kl_weight: Annotated[float, Ge(0), Doc("Weight of the codes' KL divergence (β).")] = 1e-3
     encoder_penalty_weight: Annotated[float, Ge(0), Doc("Weight of the encoder penalty (γ).")] = 1e-9
-    l2_weight: Annotated[
-        float, Ge(0), Doc("Weight of ½Σw² over encoder, relation network, decoder (λ₁).")
-    ] = 1e-8
-    orthogonality_weight: Annotated[
-        float, Ge(0), Doc("Weight of the decoder's orthogonality penalty (λ₂).")
-    ] = 1e-3
+    l2_weight: Annotated[float, Ge(0), Doc("Weight of ½Σw² over encoder, relation network, decoder (λ₁).")] = 1e-8
+    orthogonality_weight: Annotated[float, Ge(0), Doc("Weight of the decoder's orthogonality penalty (λ₂).")] = 1e-3
     outer_lr: Annotated[float, Gt(0), Doc("Learning rate of Adam (η).")] = 1e-4
     clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 0.1
     clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 0.1
@@ -169,14 +155,10 @@ class EvalConfig:
     out: Annotated[Place, Doc("Folder of the result (default: WORK/eval/RUN).")] = None
     split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
     ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
-    shots: Annotated[
-        int | None, Ge(1), Doc("Support images of each class (K) (default: the run's, else 1).")
-    ] = None
+    shots: Annotated[int | None, Ge(1), Doc("Support images of each class (K) (default: the run's, else 1).")] = None
     queries: Annotated[
         str,
-        Doc(
-            "Query images of each class: a number, rest600 (600 - K, the reference's protocol), or all others."
-        ),
+        Doc("Query images of each class: a number, rest600 (600 - K, the reference's protocol), or all others."),
     ] = "15"
     episodes: Annotated[int, Ge(2), Doc("Number of episodes.")] = 10_000
     seed: Seed = 0
@@ -197,6 +179,7 @@ class FieldInfo:
     default: Any  # MISSING where the field is required
     help: str
     outside: bool
+    resolved: bool
     argument: bool
 
 
@@ -214,6 +197,7 @@ def describe(config: type) -> list[FieldInfo]:
                 default=entry.default if entry.default is not MISSING else MISSING,
                 help=docs[-1],
                 outside=any(isinstance(marker, Outside) for marker in markers),
+                resolved=any(isinstance(marker, Resolved) for marker in markers),
                 argument=any(isinstance(marker, Argument) for marker in markers),
             )
         )

@@ -124,11 +124,13 @@ def _ordered_keys(parents: Tensor, count: int) -> Tensor:
     # Numbers of children start high, so that no key of an image is that of a class.
     positions = torch.arange(count, device=parents.device)
     hashed = randomness.keys(parents.unsqueeze(-1), positions + 2**40)
-    return (hashed & (_LARGEST - (2**_POSITION_BITS - 1))) | positions
+    ordered: Tensor = (hashed & (_LARGEST - (2**_POSITION_BITS - 1))) | positions
+    return ordered
 
 
 def _positions(keys: Tensor) -> Tensor:
-    return keys & (2**_POSITION_BITS - 1)
+    positions: Tensor = keys & (2**_POSITION_BITS - 1)
+    return positions
 
 
 def query_count(queries: str, shots: int) -> int | None:

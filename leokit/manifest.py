@@ -95,9 +95,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def artifact_id(
-    schema: str, config: Any, inputs: Mapping[str, Input], files: Mapping[str, FileRecord]
-) -> str:
+def artifact_id(schema: str, config: Any, inputs: Mapping[str, Input], files: Mapping[str, FileRecord]) -> str:
     """The id of an artifact with these contents."""
     identity = {
         "schema": schema,
@@ -174,9 +172,7 @@ def begin(
             "Use --overwrite to replace it, or --out to write elsewhere."
         )
     if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(
-            f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out."
-        )
+        raise ArtifactError(f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out.")
     if found is not None and (folder / MANIFEST).exists():
         if not overwrite:
             manifest = read(folder, schema)
@@ -186,6 +182,11 @@ def begin(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / UNFINISHED, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
     return None
+
+
+def already_done(folder: Path) -> str:
+    """What to tell a user whose command has nothing to do."""
+    return f"Already done: {folder} holds the result of these inputs and options."
 
 
 def _grown(found: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:

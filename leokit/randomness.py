@@ -7,6 +7,7 @@ device, for the choice of episodes.
 
 import hashlib
 import math
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class _Key(ISeedSequence):
 
 def generator(seed: int, purpose: str, *position: int) -> np.random.Generator:
     """A generator that depends on these arguments alone: SFC64, its 192 bits of state from their SHA-256."""
-    return np.random.Generator(np.random.SFC64(_Key(_digest(seed, purpose, position))))
+    return np.random.Generator(np.random.SFC64(cast(Any, _Key(_digest(seed, purpose, position)))))
 
 
 def words(count: int, seed: int, purpose: str, *position: int) -> NDArray[np.uint64]:
@@ -67,7 +68,7 @@ def masks(bits: Tensor, rate: float) -> Tensor:
     """
     dropped = min(round(rate * 2**16), 2**16 - 1)
     kept = bits >= dropped - 2**15  # int16 is uniform from -2¹⁵ to 2¹⁵ - 1
-    return kept * torch.tensor(2**16 / (2**16 - dropped), dtype=torch.float32, device=bits.device)
+    return kept.to(torch.float32) * (2**16 / (2**16 - dropped))
 
 
 def integer_key(seed: int, purpose: str) -> int:
@@ -86,7 +87,8 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 def _shift(values: Tensor, bits: int) -> Tensor:
     """Logical right shift of 64-bit integers (torch's own keeps the sign)."""
-    return (values >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (values >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 def keys(parents: Tensor, children: Tensor) -> Tensor:
@@ -98,4 +100,5 @@ def keys(parents: Tensor, children: Tensor) -> Tensor:
     values = parents + (children + 1) * _INCREMENT
     values = (values ^ _shift(values, 30)) * _FIRST
     values = (values ^ _shift(values, 27)) * _SECOND
-    return values ^ _shift(values, 31)
+    mixed: Tensor = values ^ _shift(values, 31)
+    return mixed

@@ -8,13 +8,15 @@ set -euo pipefail
 
 WORK=${WORK:-leokit-work/quickstart} # everything that leokit makes
 IMAGES=${IMAGES:-$WORK/images}       # the image tree: a folder for each class
+PER_CLASS=${PER_CLASS:-40}           # images of each class
+SIZE=${SIZE:-84}                     # pixels
 STEPS=${STEPS:-1500}                 # meta-training steps for each number of shots
 EPISODES=${EPISODES:-2000}           # test episodes
 
 export LEOKIT_WORK=$WORK
 
-leokit demo "$IMAGES"
-leokit extract "$IMAGES" --image-size 84
+leokit demo "$IMAGES" --per-class "$PER_CLASS" --size "$SIZE"
+leokit extract "$IMAGES" --image-size "$SIZE"
 
 for shots in 1 5; do
     leokit meta-train --shots "$shots" --steps "$STEPS" --val-every 250 --val-episodes 500

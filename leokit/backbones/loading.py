@@ -87,7 +87,7 @@ def _check_name(name: str) -> None:
         close = difflib.get_close_matches(architecture, known, n=3)
         hint = f"Names like it are {', '.join(close)}." if close else "timm.list_models() lists the names."
         raise UsageError(f"Unknown backbone {name!r}: timm {timm.__version__} has no such model. {hint}")
-    tagged = timm.list_pretrained(f"{architecture}.*")
+    tagged = timm.list_pretrained(f"{architecture}.*") if tag else []
     if tag and name not in tagged:
         raise UsageError(f"Unknown backbone {name!r}: of {architecture} timm has {', '.join(tagged) or 'no weights'}.")
 

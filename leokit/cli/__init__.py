@@ -13,8 +13,8 @@ from leokit.config import DemoConfig, EvalConfig, ExtractConfig, MetaTrainConfig
 app = typer.Typer(
     name="leokit",
     help="Few-shot image classification by Latent Embedding Optimization: from raw images to predictions.",
-    epilog="Every option of a subcommand can also be set by a variable LEOKIT_OPTION (as LEOKIT_WORK) or in a TOML file "
-    "(--config); a flag ranks before a variable, before a file, before a preset, before the default.",
+    epilog="Every option of a subcommand can also be set by a variable LEOKIT_OPTION (as LEOKIT_WORK) or in a TOML "
+    "file (--config); a flag ranks before a variable, before a file, before a preset, before the default.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_show_locals=False,

@@ -9,7 +9,7 @@ from leokit.config import DemoConfig
 def command(config: DemoConfig, output: Output) -> None:
     """Draw a tree of character images to try everything on, without a download.
 
-    Classes are letters, split by alphabet: Latin and Cyrillic to train, Greek to validate, Armenian and Georgian to test.
+    A class is a letter. Latin and Cyrillic are for training, Greek for validation, Armenian and Georgian for testing.
 
     Example: leokit demo glyphs
     """
@@ -24,7 +24,7 @@ def command(config: DemoConfig, output: Output) -> None:
     from leokit.stages import demo
 
     with output.progress("Drawing") as progress:
-        done = demo.run(config, on_progress=progress)
+        done = demo.run(config, on_progress=progress, on_message=output.note)
     data = {"out": str(done.folder), "id": done.manifest.id, "classes": dict(counts), **done.manifest.facts}
     output.result(data, [table], [f"In {done.folder}."])
     output.next_command(f"leokit extract {config.out} --image-size {config.size}")

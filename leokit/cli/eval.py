@@ -26,7 +26,7 @@ def command(config: EvalConfig, output: Output) -> None:
     done = []
     for one in configs:
         with output.progress("Testing") as progress:
-            done.append(evaluate.run(one, on_progress=progress))
+            done.append(evaluate.run(one, on_progress=progress, on_message=output.note))
     data = [{"out": str(entry.folder), "id": entry.id, **entry.summary} for entry in done]
     sentences = [text for entry in done for text in (_protocol(entry.summary), evaluate.seen_in_words(entry.summary))]
     sentences += [f"In {entry.folder}." for entry in done]

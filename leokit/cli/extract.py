@@ -29,7 +29,10 @@ def command(config: ExtractConfig, output: Output) -> None:
     sentences = [
         f"{backbone['name']} (trained on: {_source(facts['trained_on'])}), {prep['image_size']} pixels, "
         f"{facts['dim']} features of {facts['dtype']}; {info['images_per_second']} images/s.",
-        *([f"{facts['failures']} images could not be read: see {store.folder / 'failures.parquet'}."] * bool(facts["failures"])),
+        *(
+            [f"{facts['failures']} images could not be read: see {store.folder / 'failures.parquet'}."]
+            * bool(facts["failures"])
+        ),
         f"In {store.folder}.",
     ]
     data = {"out": str(store.folder), "id": store.id, "images_per_second": info["images_per_second"], **facts}

@@ -21,7 +21,7 @@ def command(config: MetaTrainConfig, output: Output) -> None:
         output.result(plan, [TableData("Would train", ["", ""], rows, numeric=False)])
         return
     with output.progress("Meta-training") as progress:
-        run = meta_train.run(config, on_progress=progress)
+        run = meta_train.run(config, on_progress=progress, on_message=output.note)
     facts = run.facts
     rows = [
         ["run", str(run.folder)],
@@ -29,7 +29,10 @@ def command(config: MetaTrainConfig, output: Output) -> None:
         ["features", _features(facts)],
         ["steps", f"{facts['steps']} in {run.manifest.info['seconds']:.0f} s"],
         ["best step", str(facts["best_step"])],
-        ["meta-val accuracy", f"{percent(facts['val_accuracy'], facts['val_half_width'])} % (chosen on these episodes)"],
+        [
+            "meta-val accuracy",
+            f"{percent(facts['val_accuracy'], facts['val_half_width'])} % (chosen on these episodes)",
+        ],
     ]
     title = f"{config.variant}, {config.ways}-way {config.shots}-shot"
     data = {"out": str(run.folder), "id": run.id, **facts}

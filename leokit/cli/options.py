@@ -37,7 +37,7 @@ class Common:
 
 
 Body = Callable[[StageConfig, Output], None]
-_PLACES = "Places and machine"
+_RUNNING = "Where and how it runs"
 _SHOWN = "Output"
 
 
@@ -58,12 +58,12 @@ def add_command(app: typer.Typer, name: str, kind: type[StageConfig], body: Body
         given = {key: value for key, value in options.items() if value is not None}
         raise typer.Exit(_run(name, kind, body, given, shown, output))
 
-    parameters = [_parameter(field) for field in describe(kind)] + _shown_parameters()
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [context, *parameters]
+    parameters = [context, *(_parameter(field) for field in describe(kind)), *_shown_parameters()]
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name, help=inspect.getdoc(body))(callback)
+    paragraphs = (inspect.getdoc(body) or "").split("\n\n")
+    app.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(callback)
 
 
 def _run(
@@ -134,7 +134,7 @@ def _parameter(field: FieldInfo) -> inspect.Parameter:
             envvar=variable,
             show_envvar=False,
             show_default=False,
-            rich_help_panel=_PLACES if field.outside else "Options",
+            rich_help_panel=_RUNNING if field.outside and not field.resolved else "Options",
         )
         kind = Optional[kind]  # noqa: UP045
     return inspect.Parameter(
@@ -148,7 +148,9 @@ def _shown_parameters() -> list[inspect.Parameter]:
         "config": (Path, typer.Option("--config", help="TOML file with options.", rich_help_panel=_SHOWN)),
         "print_config": (
             bool,
-            typer.Option("--print-config", help="Print the resolved options as TOML and leave.", rich_help_panel=_SHOWN),
+            typer.Option(
+                "--print-config", help="Print the resolved options as TOML and leave.", rich_help_panel=_SHOWN
+            ),
         ),
         "dry_run": (
             bool,

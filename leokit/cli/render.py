@@ -76,7 +76,7 @@ class Output:
     def progress(self, what: str) -> Iterator[Progress]:
         """A progress bar, or now and then a line where stderr is no terminal; the yielded function moves it."""
         if not self.common.progress:
-            yield lambda done, total, text="": None
+            yield _nothing
         elif sys.stderr.isatty():
             with self._bar(what) as move:
                 yield move
@@ -118,6 +118,10 @@ class TableData:
         self.columns = columns
         self.rows = rows
         self.numeric = numeric
+
+
+def _nothing(done: int, total: int, text: str = "") -> None:
+    """Show no progress."""
 
 
 def _lines(what: str) -> Progress:

@@ -88,11 +88,11 @@ def _accuracy_on_others(features: FeatureMatrix, rows: Rows, weights: Tensor) ->
     """
     episodes, ways = rows.classes.shape
     result = torch.zeros(episodes, ways, dtype=torch.float64, device=weights.device)
-    for number in rows.classes.unique().tolist():
+    for number in torch.unique(rows.classes).tolist():
         start, stop = features.offsets[number : number + 2].tolist()
         episode, label = (rows.classes == number).nonzero(as_tuple=True)  # (M,) episodes that hold the class
         logits = features.rows[start:stop] @ weights[episode].flatten(0, 1).T  # (n, M·N)
-        right = logits.unflatten(1, (-1, ways)).argmax(-1) == label  # (n, M)
+        right = torch.unflatten(logits, 1, (-1, ways)).argmax(-1) == label  # (n, M)
         right.scatter_(0, rows.support[episode, label].T - start, False)
         result[episode, label] = right.sum(0).double() / (stop - start - rows.support.shape[-1])
     return result.mean(1)

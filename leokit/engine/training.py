@@ -101,8 +101,8 @@ def leo_classifier(parameters: Parameters, config: MetaTrainConfig) -> Classifie
     """LEO as a method for `score`: from support images to classifier weights, by means alone."""
 
     def classify(support: Tensor) -> Tensor:
-        steps = {"inner_steps": config.inner_steps, "finetuning_steps": config.finetuning_steps}
-        return adapt(parameters, support, **steps).weights
+        inner, finetuning = config.inner_steps, config.finetuning_steps
+        return adapt(parameters, support, inner_steps=inner, finetuning_steps=finetuning).weights
 
     return classify
 
@@ -238,8 +238,8 @@ class _Steps:
         first = step * self.config.meta_batch
         raise Diverged(
             f"The loss or a gradient of step {step} (episodes {first} to {first + self.config.meta_batch - 1}) is not "
-            f"finite (loss {loss.item()}). The state before it is kept. Lower --outer-lr or --inner-lr, or use --on-nan decay to go "
-            "on as DeepMind's code does."
+            f"finite (loss {loss.item()}). The state before it is kept. Lower --outer-lr or --inner-lr, or use "
+            "--on-nan decay to go on as DeepMind's code does."
         )
 
 

@@ -94,8 +94,8 @@ def encode(parameters: Parameters, support: Tensor) -> Gaussian:
     first, second = parameters.relation_1.chunk(2)
     left, right = images @ first, images @ second  # (..., NK, 2Z)
     rows = max(1, _PAIR_BLOCK // max(1, right.numel()))
-    blocks = [_pair_means(block, right, parameters.relation_2) for block in left.split(rows, dim=-2)]
-    means = torch.cat(blocks, dim=-2).unflatten(-2, support.shape[-3:-1]).mean(-2)  # (..., N, 2Z)
+    blocks = [_pair_means(block, right, parameters.relation_2) for block in torch.split(left, rows, dim=-2)]
+    means = torch.unflatten(torch.cat(blocks, dim=-2), -2, support.shape[-3:-1]).mean(-2)  # (..., N, 2Z)
     return gaussian(means @ parameters.relation_3, offset=0.0)
 
 

@@ -90,5 +90,5 @@ def _count(shapes: list[tuple[int, ...]]) -> int:
 def _split(values: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """Cut rows (B, n) into consecutive pieces of the given shapes, (B, *shape) each; what is left over is unused."""
     sizes = [int(np.prod(shape)) for shape in shapes]
-    pieces = values[:, : sum(sizes)].split(sizes, dim=1)
-    return [piece.unflatten(1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    pieces = torch.split(values[:, : sum(sizes)], sizes, dim=1)
+    return [torch.unflatten(piece, 1, shape) for piece, shape in zip(pieces, shapes, strict=True)]

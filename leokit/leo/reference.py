@@ -112,7 +112,7 @@ def episode(
     losses, logits = example_losses(query, weights, draws.query_mask if draws else None)
     loss = losses.mean()
     if draws:
-        kl = -draws.codes**2 / 2 - torch.log(std) + latents**2 / 2
+        kl = -(draws.codes**2) / 2 - torch.log(std) + latents**2 / 2
         loss = loss + penalties.kl * kl.mean()
         loss = loss + penalties.encoder * ((codes.detach() - latents) ** 2).mean()
     for matrix in parameters.matrices():

@@ -25,12 +25,18 @@ class Demo:
     classes: dict[str, str]  # name → split
 
 
-def run(config: DemoConfig, *, on_progress: Callable[[int, int, str], None] | None = None) -> Demo:
+def run(
+    config: DemoConfig,
+    *,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> Demo:
     """Draw the images and write `splits.csv` (class_name,split), a folder for each class beside it.
 
     Args:
         config: of the demo.
         on_progress: called with images drawn, images wanted and an empty line.
+        on_message: called with what a user should know, a sentence each.
 
     Raises:
         ArtifactError: the folder holds something else.
@@ -40,17 +46,18 @@ def run(config: DemoConfig, *, on_progress: Callable[[int, int, str], None] | No
     identified = identity(config)
     finished = manifest.begin(config.out, SCHEMA, identified, {}, overwrite=config.overwrite)
     if finished:
+        if on_message:
+            on_message(manifest.already_done(config.out))
         return Demo(config.out, finished, classes)
-    write_glyphs(
+    images = write_glyphs(
         config.out,
         per_class=config.per_class,
         size=config.size,
         seed=config.seed,
-        workers=default_workers() if config.workers is None else config.workers,
+        workers=default_workers() if config.workers is None else max(1, config.workers),
         on_progress=(lambda done, total: on_progress(done, total, "")) if on_progress else None,
     )
     manifest.write_atomically(config.out / SPLITS, _splits_csv(classes))
-    images = sorted(str(path.relative_to(config.out)) for name in classes for path in (config.out / name).iterdir())
     written = manifest.finish(
         config.out,
         SCHEMA,

@@ -52,7 +52,12 @@ def default_run(config: EvalConfig) -> Path:
     return config.run or config.work / "runs" / run_name(sizes)
 
 
-def run(config: EvalConfig, *, on_progress: Callable[[int, int, str], None] | None = None) -> Evaluation:
+def run(
+    config: EvalConfig,
+    *,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> Evaluation:
     """Test a run as the paper does: mean accuracy over episodes of classes that it was not trained on.
 
     Nearest class mean is scored on the same episodes, so that the difference is paired.
@@ -60,6 +65,7 @@ def run(config: EvalConfig, *, on_progress: Callable[[int, int, str], None] | No
     Args:
         config: of the evaluation.
         on_progress: called with episodes done, episodes wanted and an empty line.
+        on_message: called with what a user should know, a sentence each.
 
     Raises:
         ArtifactError: no run or features, or they do not fit together.
@@ -75,6 +81,8 @@ def run(config: EvalConfig, *, on_progress: Callable[[int, int, str], None] | No
     identified = identity(config)
     finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
     if finished:
+        if on_message:
+            on_message(manifest.already_done(folder))
         return Evaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
     accuracies, seconds = _score(config, trained, store, queries, device, on_progress)
     summary = _summary(config, trained, store, accuracies)
@@ -189,9 +197,7 @@ def _summary(
         "split": config.split,
         "interval": "95 % over the sampling of episodes on these classes (1.96 s/√n)",
         "accuracy": {name: _plain(mean_interval(values)) for name, values in accuracies.items()},
-        "difference": {
-            f"{variant} - {BASELINE}": _plain(paired_difference(accuracies[variant], accuracies[BASELINE]))
-        },
+        "difference": {f"{variant} - {BASELINE}": _plain(paired_difference(accuracies[variant], accuracies[BASELINE]))},
         "run": {key: trained.facts[key] for key in ("best_step", "steps", "val_accuracy", "val_half_width")},
         "backbone": (store.facts["backbone"] or {}).get("name"),
         "trained_on": store.facts["trained_on"],
@@ -212,7 +218,9 @@ def seen_in_words(summary: dict[str, Any]) -> str:
     if seen is None:
         reason = "what it was trained on is not known" if data == "unknown" else "the class names are no ImageNet ids"
         reason = "web images carry no class list" if data == "web" else reason
-        return f"Whether the backbone (trained on {data}) has seen these {total} {split} classes cannot be told: {reason}."
+        return (
+            f"Whether the backbone (trained on {data}) has seen these {total} {split} classes cannot be told: {reason}."
+        )
     if seen == 0:
         return f"The backbone (trained on {data}) has seen 0 of the {total} {split} classes."
     return (

@@ -135,6 +135,7 @@ def run(
     inputs = {"images": manifest.Input(planned.images_id, str(config.images))}
     finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
     if finished:
+        (on_message or _silent)(manifest.already_done(folder))
         return FeatureStore(folder, finished)
     workers = default_workers() if config.workers is None else config.workers
     with stop_requests() as stopped:

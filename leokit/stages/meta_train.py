@@ -28,7 +28,12 @@ def default_out(config: MetaTrainConfig) -> Path:
     return config.out or config.work / "runs" / run_name(config)
 
 
-def run(config: MetaTrainConfig, *, on_progress: Progress | None = None) -> Run:
+def run(
+    config: MetaTrainConfig,
+    *,
+    on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> Run:
     """Meta-train on the train split of a feature store, selecting the best weights on its val split.
 
     The same call on a finished run returns it; on an unfinished one it goes on from the last kept state; with more
@@ -37,6 +42,7 @@ def run(config: MetaTrainConfig, *, on_progress: Progress | None = None) -> Run:
     Args:
         config: of the run.
         on_progress: called with steps done, steps wanted and a line on how it goes.
+        on_message: called with what a user should know, a sentence each.
 
     Raises:
         DataError: too few classes or images for the episodes asked for.
@@ -51,6 +57,8 @@ def run(config: MetaTrainConfig, *, on_progress: Progress | None = None) -> Run:
     inputs = {"features": manifest.Input(store.id, str(store.folder))}
     identified = identity(config)
     if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite, may_grow="steps"):
+        if on_message:
+            on_message(manifest.already_done(folder))
         return open_run(folder)
     if not config.resume:
         _forget(folder)
@@ -59,6 +67,8 @@ def run(config: MetaTrainConfig, *, on_progress: Progress | None = None) -> Run:
     matrices = [FeatureMatrix(store.load(split), device=device, dtype=dtype) for split in ("train", "val")]
     state = _start(config, folder, store.dim, device)
     first = state.step
+    if first and on_message:
+        on_message(f"Going on from step {first}.")
     if not _train(config, folder, state, matrices, on_progress):
         raise Interrupted(f"Stopped at step {state.step} of {config.steps}: the same command goes on from there.")
     save_parameters(folder / WEIGHTS, state.best)

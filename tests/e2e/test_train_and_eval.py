@@ -8,6 +8,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+
 from tests.e2e.conftest import COMMAND, make_store
 
 TRAIN = ("meta-train", "--steps", 30, "--val-every", 10, "--val-episodes", 20, "--val-queries", 5, "--queries", 5)

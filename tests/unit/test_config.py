@@ -33,7 +33,9 @@ def test_published_hyper_parameters():
     assert preset["orthogonality_weight"] == 0.188103
 
 
-@pytest.mark.parametrize(("shots", "name"), [(1, "miniimagenet-1shot"), (2, "miniimagenet-1shot"), (5, "miniimagenet-5shot")])
+@pytest.mark.parametrize(
+    ("shots", "name"), [(1, "miniimagenet-1shot"), (2, "miniimagenet-1shot"), (5, "miniimagenet-5shot")]
+)
 def test_nearest_preset(shots, name):
     assert nearest_preset(shots) == name
 

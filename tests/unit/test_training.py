@@ -108,9 +108,7 @@ def test_it_learns_what_untrained_weights_do_not_know():
     features = FeatureMatrix(FeatureTable(rows, names, np.arange(25) * 30))
     config = replace(CONFIG, steps=300, val_every=300, val_episodes=300, dropout=0.0, kl_weight=1e-3, outer_lr=1e-2)
     lines = []
-    training.train(
-        config, fresh(config), features, features, keep=lambda state: None, report=lines.append
-    )
+    training.train(config, fresh(config), features, features, keep=lambda state: None, report=lines.append)
     validations = [line["val_accuracy"] for line in lines if "val_accuracy" in line]
     assert validations[-1] > validations[0] + 0.05  # ten standard errors
 
