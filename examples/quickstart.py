@@ -10,7 +10,7 @@ from leokit.config import DemoConfig, EvalConfig, ExtractConfig, MetaTrainConfig
 from leokit.stages import demo, evaluate, extract, meta_train
 
 
-def main(work: Path, *, per_class: int = 40, steps: int = 1500, episodes: int = 2000) -> dict[int, dict[str, float]]:
+def main(work: Path, *, per_class: int = 40, steps: int = 1000, episodes: int = 2000) -> dict[int, dict[str, float]]:
     """Accuracy by number of shots and method."""
     images = demo.run(DemoConfig(out=work / "images", per_class=per_class)).folder
     extract.run(ExtractConfig(images=images, image_size=84, work=work))

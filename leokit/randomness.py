@@ -68,7 +68,8 @@ def masks(bits: Tensor, rate: float) -> Tensor:
     """
     dropped = min(round(rate * 2**16), 2**16 - 1)
     kept = bits >= dropped - 2**15  # int16 is uniform from -2¹⁵ to 2¹⁵ - 1
-    return kept.to(torch.float32) * (2**16 / (2**16 - dropped))
+    scale = torch.tensor(2**16 / (2**16 - dropped), dtype=torch.float32, device=bits.device)
+    return torch.where(kept, scale, 0.0)
 
 
 def integer_key(seed: int, purpose: str) -> int:

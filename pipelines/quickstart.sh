@@ -10,7 +10,7 @@ WORK=${WORK:-leokit-work/quickstart} # everything that leokit makes
 IMAGES=${IMAGES:-$WORK/images}       # the image tree: a folder for each class
 PER_CLASS=${PER_CLASS:-40}           # images of each class
 SIZE=${SIZE:-84}                     # pixels
-STEPS=${STEPS:-1500}                 # meta-training steps for each number of shots
+STEPS=${STEPS:-1000}                 # meta-training steps for each number of shots
 EPISODES=${EPISODES:-2000}           # test episodes
 
 export LEOKIT_WORK=$WORK

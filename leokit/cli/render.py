@@ -63,7 +63,13 @@ class Output:
 
         console = self._console(stderr=False)
         for table in tables:
-            drawn = Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+            drawn = Table(
+                title=table.title,
+                box=box.SIMPLE_HEAD,
+                show_header=any(table.columns),
+                title_justify="left",
+                title_style="bold",
+            )
             for index, column in enumerate(table.columns):
                 drawn.add_column(column, justify="right" if index and table.numeric else "left", overflow="fold")
             for row in table.rows:

@@ -21,13 +21,15 @@ from leokit import backbones
 from leokit.errors import Interrupted
 from leokit.features import Shard, ShardWriter
 from leokit.features.layout import Dtype
-from leokit.images.decoding import Decoded, decoder
+from leokit.images.decoding import Decoded, WorkerDied, decoder
 from leokit.manifest import hash_file, write_atomically
 
 BLOCK = 64  # images that go through the model together
 GROUP = 16  # images that a worker decodes at a time
 
 RECORDS = "finished"  # folder of the records of finished shards
+
+_STOPPED = "Stopped: finished files are kept, and the same command goes on from there."
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,16 @@ def embed_shards(
     (folder / RECORDS).mkdir(exist_ok=True)
     module = backbone.module.to(device)
     groups = (group for shard in to_do for group in _groups(shard))
-    with decoder(root, backbone.preprocessing, workers) as decode:
-        decoded = decode(groups)
-        for shard in to_do:
-            blocks = _embed_blocks(shard, decoded, backbone, module, device, progress, stopped)
-            records[shard.name] = _write_shard(shard, blocks, folder, backbone.dim, dtype, progress)
+    try:
+        with decoder(root, backbone.preprocessing, workers) as decode:
+            decoded = decode(groups)
+            for shard in to_do:
+                blocks = _embed_blocks(shard, decoded, backbone, module, device, progress, stopped)
+                records[shard.name] = _write_shard(shard, blocks, folder, backbone.dim, dtype, progress)
+    except WorkerDied as error:
+        if stopped():  # as where SIGTERM went to all processes of a job
+            raise Interrupted(_STOPPED) from error
+        raise
     in_order = {shard.name: records[shard.name] for shard in shards}
     return Embedded(in_order, progress.now, time.perf_counter() - started, progress.seconds)
 
@@ -192,7 +199,7 @@ def _embed_blocks(
     size = backbone.preprocessing.image_size
     while remaining:
         if stopped():
-            raise Interrupted("Stopped: finished files are kept, and the same command goes on from there.")
+            raise Interrupted(_STOPPED)
         started = time.perf_counter()
         groups = list(islice(decoded, min(remaining, BLOCK // GROUP)))
         remaining -= len(groups)

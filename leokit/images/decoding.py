@@ -24,6 +24,10 @@ from leokit.images.preprocess import Preprocessing, UnreadableImage, load_image
 from leokit.images.scan import image_path
 
 
+class WorkerDied(LeokitError):
+    """A worker process ended without a result."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """Some images, decoded.
@@ -90,7 +94,7 @@ def _decode_ahead(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise LeokitError(
+        raise WorkerDied(
             "A worker process that decodes images ended without a word, as when memory runs out (or when a script "
             'calls this outside of `if __name__ == "__main__":`). What was finished is kept; run it again, with '
             "fewer workers."

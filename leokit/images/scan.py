@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leokit.errors import DataError
+from leokit.manifest import MANIFEST
 from leokit.splits import SPLITS_FILE
 
 SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split())
@@ -119,7 +120,7 @@ def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found
                 _walk(top, path, (*above, here), found)
         elif _is_image(entry):
             images.append(escape(path))
-        elif path != SPLITS_FILE.encode():
+        elif os.fsdecode(path) not in (SPLITS_FILE, MANIFEST):
             found.ignored.append(escape(path))
     if images and relative:
         found.folders[escape(relative)] = images

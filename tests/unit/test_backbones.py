@@ -16,6 +16,15 @@ from leokit.errors import ArtifactError, LeokitError, UsageError
 from leokit.images.preprocess import load_image
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Several threads would mostly wait for each other on a machine that does other things too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def model(name="test_resnet", seed=0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
