@@ -153,13 +153,17 @@ def train(
             report({"step": state.step, **means})
             state.sums.zero_()
             text = f"loss {means['loss']:.3f}  accuracy {means['accuracy']:.1%}"
-        if state.step % config.val_every == 0 or state.step == config.steps:
+        if state.step % config.val_every == 0:
             _validate(config, state, validation, report)
             keep(state)
         on_step(state.step, f"{text}  best val {state.best_accuracy:.2%} at {state.best_step}")
         if stop_requested() and state.step < config.steps:
             keep(state)
             return False
+    if state.step % config.val_every:
+        # One more candidate than a longer run would have here: the state that it would go on from is kept before.
+        keep(state)
+        _validate(config, state, validation, report)
     return True
 
 

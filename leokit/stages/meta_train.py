@@ -98,16 +98,19 @@ def _start(config: MetaTrainConfig, folder: Path, dim: int, device: torch.device
         return training.new_state(config, dim, device)
     state = training.unpack(*load_state(path), config, device)
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if (folder / METRICS).exists() else []
-    kept = [line for line in lines if _step(line) <= state.step]
+    kept = [line for line in lines if _belongs(line, state.step, config.val_every)]
     manifest.write_atomically(folder / METRICS, "".join(f"{line}\n" for line in kept).encode())
     return state
 
 
-def _step(line: str) -> float:
+def _belongs(line: str, step: int, val_every: int) -> bool:
+    """Whether a line of metrics is one that a run without interruption has up to `step`."""
     try:
-        return float(json.loads(line)["step"])
+        entry = json.loads(line)
+        extra = "val_accuracy" in entry and entry["step"] % val_every  # the last validation of a shorter run
+        return entry["step"] <= step and not extra
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a crash
+        return False  # cut short by a crash
 
 
 def _train(

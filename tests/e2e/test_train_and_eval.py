@@ -70,11 +70,14 @@ def test_killed_and_restarted_equals_uninterrupted(leokit, features, tmp_path):
     assert (tmp_path / "cut/metrics.jsonl").read_text() == lines
 
 
-def test_training_longer_is_the_same_command_with_more_steps(leokit, features):
+def test_training_longer_is_the_same_command_with_more_steps(leokit, features, tmp_path):
     short = json.loads(leokit(*TRAIN, "--json").stdout)
+    longer = json.loads(leokit(*TRAIN, "--json", "--steps", 34).stdout)
     longer = json.loads(leokit(*TRAIN, "--json", "--steps", 50).stdout)
     at_once = json.loads(leokit(*TRAIN, "--json", "--steps", 50, "--out", "at-once").stdout)
     assert short["id"] != longer["id"] == at_once["id"]
+    lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in (longer["out"], "at-once")]
+    assert lines[0] == lines[1]
     refused = leokit(*TRAIN, "--steps", 40, code=4)
     assert "steps: 50 → 40" in refused.stderr
 

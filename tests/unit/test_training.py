@@ -81,12 +81,15 @@ def test_resuming_equals_no_interruption_to_the_bit(tmp_path, cut, monkeypatch):
     assert before + after == lines
 
 
-def test_training_longer_equals_training_long():
-    short, long = fresh(), fresh()
-    take(replace(CONFIG, steps=5), short)
-    take(CONFIG, short)
+@pytest.mark.parametrize("steps", [5, 7])
+def test_training_longer_equals_training_long(tmp_path, steps):
+    path, long = tmp_path / "state.safetensors", fresh()
+    kept = {"keep": lambda current: save_state(path, *training.pack(current))}
+    take(replace(CONFIG, steps=steps), fresh(), **kept)
+    longer = training.unpack(*load_state(path), CONFIG, CPU)
+    take(CONFIG, longer)
     take(CONFIG, long)
-    assert_same(short, long)
+    assert_same(longer, long)
 
 
 def test_best_is_the_best_validation_and_step_zero_counts():
@@ -115,7 +118,7 @@ def test_it_learns_what_untrained_weights_do_not_know():
 
 def test_state_is_kept_before_each_report_of_progress():
     _, _, kept = take(CONFIG, fresh())
-    assert kept == [0, 5, 10, 12]
+    assert kept == [0, 5, 10, 12]  # the last one before the validation that a longer run has not
 
 
 def test_divergence_names_step_and_episodes_and_keeps_the_state_before():
