@@ -1,19 +1,21 @@
 """`manifest.json`: what an artifact folder is, what it was made from, and whether it is whole.
 
-A stage calls `begin` before it writes anything, writes its files, and calls `finish`, which writes the manifest
-last and atomically. A folder without a manifest is unfinished; `begin` leaves `unfinished.json` in it, so that the
+A stage holds the folder by `locked`, calls `begin` before it writes anything, writes its files, and calls `finish`,
+which writes the manifest last and atomically. A folder without a manifest is unfinished; `begin` leaves `unfinished.json` in it, so that the
 same command can go on and another command is refused. The id of an artifact is the SHA-256 of the canonical JSON of
 its schema, the configuration that can change results, the ids of its inputs and the hashes of its result files;
 clocks, hosts, paths, logs and pictures are outside of it. A checksum over the rest of the manifest finds a flipped bit
 in those parts too.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,35 +160,83 @@ def begin(
     """
     wanted = _intent(schema, config, inputs)
     found = _found_intent(folder)
-    if found is not None and overwrite and found != wanted:
-        shutil.rmtree(folder)
-        found = None
-    if found is not None and found != wanted and may_grow and _grown(found, wanted, may_grow):
-        write_atomically(folder / UNFINISHED, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+    finished = (folder / MANIFEST).exists()
+    if found is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ArtifactError(
+                f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out, or an empty folder."
+            )
+    elif found == wanted and finished and not overwrite:
+        manifest = read(folder, schema)
+        check_files(folder, manifest)
+        return manifest
+    elif found != wanted and may_grow and _grown(found, wanted, may_grow):
+        _write_json(folder / UNFINISHED, wanted)
         (folder / MANIFEST).unlink(missing_ok=True)
         return None
-    if found is not None and found != wanted:
+    elif found != wanted and not overwrite:
         changes = "; ".join(differences(found, wanted))
         raise ArtifactError(
             f"{folder} holds another result than this command would make ({changes}). "
             "Use --overwrite to replace it, or --out to write elsewhere."
         )
-    if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out.")
-    if found is not None and (folder / MANIFEST).exists():
-        if not overwrite:
-            manifest = read(folder, schema)
-            check_files(folder, manifest)
-            return manifest
-        shutil.rmtree(folder)
+    elif found != wanted or finished:
+        _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / UNFINISHED, json.dumps(wanted, indent=1, ensure_ascii=False).encode())
+    _write_json(folder / UNFINISHED, wanted)
     return None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8"))
 
 
 def already_done(folder: Path) -> str:
     """What to tell a user whose command has nothing to do."""
     return f"Already done: {folder} holds the result of these inputs and options."
+
+
+def _clear(folder: Path) -> None:
+    """Delete an artifact: what its manifest lists, or everything where it is unfinished. Files of others stay."""
+    if (folder / MANIFEST).exists():
+        for name in read(folder).files:
+            (folder / name).unlink(missing_ok=True)
+        for name in (MANIFEST, UNFINISHED):
+            (folder / name).unlink(missing_ok=True)
+        for place in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+            if not any(place.iterdir()):
+                place.rmdir()
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an artifact's folder, created where it is missing, for this process alone.
+
+    The lock is the kernel's (flock on the folder): it ends with the process, however it ends, so none goes stale.
+
+    Raises:
+        ArtifactError: another living process holds the folder, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise ArtifactError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --out.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ArtifactError(f"Another process is writing to {folder}: wait for it, or choose another --out.") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _grown(found: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:
@@ -234,8 +284,7 @@ def finish(
     identifier = artifact_id(schema, config, inputs, files)
     manifest = Manifest(schema, identifier, dict(config), dict(inputs), files, dict(facts), dict(info))
     data = json.loads(canonical_json(asdict(manifest)))  # what a reader will see: tuples are lists
-    text = json.dumps(data | {"checksum": hash_text(canonical_json(data))}, indent=1, ensure_ascii=False)
-    write_atomically(folder / MANIFEST, text.encode("utf-8"))
+    _write_json(folder / MANIFEST, data | {"checksum": hash_text(canonical_json(data))})
     (folder / UNFINISHED).unlink(missing_ok=True)
     return manifest
 
@@ -275,6 +324,9 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}): make the artifact again.") from error
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ArtifactError(f"{path} names the file {name!r}, which is outside of its folder: do not use it.")
     if schema is not None and manifest.schema != schema:
         raise ArtifactError(f"{folder} is of kind {manifest.schema!r}, but {schema!r} is needed.")
     if artifact_id(manifest.schema, manifest.config, manifest.inputs, manifest.files) != manifest.id:

@@ -44,30 +44,31 @@ def run(
     started = time.perf_counter()
     classes = glyph_classes()
     identified = identity(config)
-    finished = manifest.begin(config.out, SCHEMA, identified, {}, overwrite=config.overwrite)
-    if finished:
-        if on_message:
-            on_message(manifest.already_done(config.out))
-        return Demo(config.out, finished, classes)
-    images = write_glyphs(
-        config.out,
-        per_class=config.per_class,
-        size=config.size,
-        seed=config.seed,
-        workers=default_workers() if config.workers is None else max(1, config.workers),
-        on_progress=(lambda done, total: on_progress(done, total, "")) if on_progress else None,
-    )
-    manifest.write_atomically(config.out / SPLITS, _splits_csv(classes))
-    written = manifest.finish(
-        config.out,
-        SCHEMA,
-        identified,
-        {},
-        results=[SPLITS, *images],
-        facts={"classes": len(classes), "images": len(images)},
-        info=information(started=started),
-    )
-    return Demo(config.out, written, classes)
+    with manifest.locked(config.out):
+        finished = manifest.begin(config.out, SCHEMA, identified, {}, overwrite=config.overwrite)
+        if finished:
+            if on_message:
+                on_message(manifest.already_done(config.out))
+            return Demo(config.out, finished, classes)
+        images = write_glyphs(
+            config.out,
+            per_class=config.per_class,
+            size=config.size,
+            seed=config.seed,
+            workers=default_workers() if config.workers is None else max(1, config.workers),
+            on_progress=(lambda done, total: on_progress(done, total, "")) if on_progress else None,
+        )
+        manifest.write_atomically(config.out / SPLITS, _splits_csv(classes))
+        written = manifest.finish(
+            config.out,
+            SCHEMA,
+            identified,
+            {},
+            results=[SPLITS, *images],
+            facts={"classes": len(classes), "images": len(images)},
+            info=information(started=started),
+        )
+        return Demo(config.out, written, classes)
 
 
 def _splits_csv(classes: dict[str, str]) -> bytes:

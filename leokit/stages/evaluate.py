@@ -79,26 +79,27 @@ def run(
         "features": manifest.Input(store.id, str(store.folder)),
     }
     identified = identity(config)
-    finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
-    if finished:
-        if on_message:
-            on_message(manifest.already_done(folder))
-        return Evaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
-    accuracies, seconds = _score(config, trained, store, queries, device, on_progress)
-    summary = _summary(config, trained, store, accuracies)
-    _write_episodes(folder / EPISODES, accuracies)
-    manifest.write_atomically(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
-    rate = round(config.episodes / seconds, 1)
-    written = manifest.finish(
-        folder,
-        SCHEMA,
-        identified,
-        inputs,
-        results=[EPISODES, SUMMARY],
-        facts={"classes": store.classes(config.split), "episodes": config.episodes},
-        info=information(started=started, device=device, episodes_per_second=rate),
-    )
-    return Evaluation(folder, written, summary)
+    with manifest.locked(folder):
+        finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
+        if finished:
+            if on_message:
+                on_message(manifest.already_done(folder))
+            return Evaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
+        accuracies, seconds = _score(config, trained, store, queries, device, on_progress)
+        summary = _summary(config, trained, store, accuracies)
+        _write_episodes(folder / EPISODES, accuracies)
+        manifest.write_atomically(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
+        rate = round(config.episodes / seconds, 1)
+        written = manifest.finish(
+            folder,
+            SCHEMA,
+            identified,
+            inputs,
+            results=[EPISODES, SUMMARY],
+            facts={"classes": store.classes(config.split), "episodes": config.episodes},
+            info=information(started=started, device=device, episodes_per_second=rate),
+        )
+        return Evaluation(folder, written, summary)
 
 
 def dry_run(config: EvalConfig) -> dict[str, Any]:

@@ -56,33 +56,38 @@ def run(
     folder = default_out(config)
     inputs = {"features": manifest.Input(store.id, str(store.folder))}
     identified = identity(config)
-    if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite, may_grow="steps"):
-        if on_message:
-            on_message(manifest.already_done(folder))
+    with manifest.locked(folder):
+        if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite, may_grow="steps"):
+            _say(on_message, manifest.already_done(folder))
+            return open_run(folder)
+        if not config.resume:
+            _forget(folder)
+        (folder / CONFIG).write_text(to_toml(identified), encoding="utf-8")
+        dtype = getattr(torch, config.dtype)
+        matrices = [FeatureMatrix(store.load(split), device=device, dtype=dtype) for split in ("train", "val")]
+        state = _start(config, folder, store.dim, device)
+        first = state.step
+        if first:
+            _say(on_message, f"Going on from step {first}.")
+        if not _train(config, folder, state, matrices, on_progress):
+            raise Interrupted(f"Stopped at step {state.step} of {config.steps}: the same command goes on from there.")
+        save_parameters(folder / WEIGHTS, state.best)
+        manifest.finish(
+            folder,
+            SCHEMA,
+            identified,
+            inputs,
+            results=[WEIGHTS],
+            extras=[CONFIG, METRICS, STATE],
+            facts=_facts(config, store, state),
+            info=information(started=started, device=device, first_step=first),
+        )
         return open_run(folder)
-    if not config.resume:
-        _forget(folder)
-    (folder / CONFIG).write_text(to_toml(identified), encoding="utf-8")
-    dtype = getattr(torch, config.dtype)
-    matrices = [FeatureMatrix(store.load(split), device=device, dtype=dtype) for split in ("train", "val")]
-    state = _start(config, folder, store.dim, device)
-    first = state.step
-    if first and on_message:
-        on_message(f"Going on from step {first}.")
-    if not _train(config, folder, state, matrices, on_progress):
-        raise Interrupted(f"Stopped at step {state.step} of {config.steps}: the same command goes on from there.")
-    save_parameters(folder / WEIGHTS, state.best)
-    manifest.finish(
-        folder,
-        SCHEMA,
-        identified,
-        inputs,
-        results=[WEIGHTS],
-        extras=[CONFIG, METRICS, STATE],
-        facts=_facts(config, store, state),
-        info=information(started=started, device=device, first_step=first),
-    )
-    return open_run(folder)
+
+
+def _say(on_message: Callable[[str], None] | None, text: str) -> None:
+    if on_message:
+        on_message(text)
 
 
 def _forget(folder: Path) -> None:

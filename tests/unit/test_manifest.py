@@ -1,6 +1,8 @@
 """Artifacts are whole or not there: unfinished, altered and foreign folders are told apart."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -121,3 +123,40 @@ def test_wrong_kind_and_no_folder(tmp_path):
         manifest.read(tmp_path / "a", "leokit/run@1")
     with pytest.raises(ArtifactError, match="There is no artifact"):
         manifest.read(tmp_path / "b", SCHEMA)
+
+
+def test_one_process_at_a_time_and_no_stale_lock(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from leokit.manifest import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ArtifactError, match="Another process is writing"), manifest.locked(tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with manifest.locked(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_deletes_what_the_manifest_lists_and_nothing_else(tmp_path):
+    make(tmp_path)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "log.txt").write_text("changed")
+    make(tmp_path, config={**CONFIG, "rate": 0.2}, text="new", overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "result.txt").read_text() == "new"
+
+
+def test_a_manifest_that_names_files_outside_is_refused(tmp_path):
+    (tmp_path / "victim.txt").write_text("mine")
+    make(tmp_path / "a")
+    data = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    data.pop("checksum")
+    data["files"]["../victim.txt"] = data["files"]["result.txt"] | {"in_id": False}
+    data["checksum"] = manifest.hash_text(manifest.canonical_json(data))
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match="outside of its folder"):
+        make(tmp_path / "a", config={}, overwrite=True)
+    assert (tmp_path / "victim.txt").read_text() == "mine"
