@@ -26,6 +26,7 @@ FLOORS = [
     ("leokit.metrics", 1),
     ("leokit.randomness", 1),
     ("leokit.devices", 1),
+    ("leokit.distributed", 1),
     ("leokit.images", 1),
     ("leokit.tables", 1),
     ("leokit.errors", 0),

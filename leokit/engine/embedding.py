@@ -168,7 +168,7 @@ def embed_shards(
                 blocks = _embed_blocks(shard, decoded, backbone, module, device, progress, stopped)
                 records[shard.name] = _write_shard(shard, blocks, folder, backbone.dim, dtype, progress)
     except WorkerDied as error:
-        if stopped():  # as where SIGTERM went to all processes of a job
+        if stopped():  # as where all processes of a job were stopped
             raise Interrupted(_STOPPED) from error
         raise
     in_order = {shard.name: records[shard.name] for shard in shards}

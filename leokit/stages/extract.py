@@ -17,7 +17,7 @@ from leokit.engine import embedding
 from leokit.engine.embedding import ShardRecord
 from leokit.engine.interrupts import stop_requests
 from leokit.errors import DataError, UsageError
-from leokit.features import SCHEMA, FeatureStore, Shard, facts_of, plan_shards
+from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
 from leokit.images.scan import ImageTree, scan
 from leokit.provenance import information
 from leokit.splits import Splits, resolve
@@ -25,7 +25,6 @@ from leokit.tables import write_table
 
 Progress = Callable[[int, int, str], None]
 
-FAILURES = "failures.parquet"
 VIEWS = "center"
 
 _FAILURE_TYPES = {"image": "string", "class_name": "string", "split": "string", "reason": "string"}

@@ -334,14 +334,14 @@ def test_max_failures_that_make_no_sense(text):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes there are")
 @pytest.mark.parametrize(("asked", "error"), [(True, Interrupted), (False, WorkerDied)])
 def test_workers_that_a_stop_ended_first_are_no_failure(tree, weights, asked, error):
-    """A batch system sends SIGTERM to every process of a job, and the workers may be the first to act on it."""
+    """A batch system stops every process of a job, and the workers may be gone before the parent has heard of it."""
     killed = False
 
     def kill(done, total, line):
         nonlocal killed
         server_and_tracker = children(os.getpid())
         for worker in (child for process in server_and_tracker for child in children(process)):
-            os.kill(worker, signal.SIGTERM)
+            os.kill(worker, signal.SIGKILL)
             killed = True
 
     def stopped():  # not yet heard of when the next block is asked for

@@ -67,6 +67,31 @@ def test_a_killed_worker_is_a_clear_error(images):
             list(results)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes there are")
+def test_a_worker_killed_in_the_middle_of_an_answer_is_one_too(images):
+    """Its half answer, larger than a pipe holds, is not waited for."""
+    large = Preprocessing(1000, 1.0, "center", HALF, HALF, "nearest")
+    with decoder(images, large, 2) as decode:
+        results = decode([("0.png",)] * 100)
+        next(results)
+        time.sleep(0.2)  # both have an answer half on its way, or are in the middle of decoding
+        for worker in (child for process in children(os.getpid()) for child in children(process)):
+            os.kill(worker, signal.SIGKILL)
+        with pytest.raises(LeokitError, match="ended without a word"):
+            list(results)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to see which processes there are")
+def test_workers_leave_signals_to_their_parent(images):
+    with decoder(images, PREP, 1) as decode:
+        results = decode([("0.png",)] * 50)
+        next(results)
+        for worker in (child for process in children(os.getpid()) for child in children(process)):
+            os.kill(worker, signal.SIGINT)
+            os.kill(worker, signal.SIGTERM)
+        assert len(list(results)) == 49
+
+
 def test_workers_need_no_torch():
     code = "import sys, leokit.images.decoding; print({'torch', 'timm', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,82 @@
+"""Ranks: the processes of one job, as `torchrun` or Slurm's `srun` started them; alone, a job of one."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+from leokit.errors import UsageError
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=14)  # a rank may be done long before the others
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the job.
+
+    Attributes:
+        rank: from 0.
+        size: number of processes.
+        local_rank: from 0 on each machine; which of its accelerators to use.
+        address: of rank 0, as host:port; empty for a job of one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    address: str = ""
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The items that are this rank's: every `size`-th."""
+        return items[self.rank :: self.size]
+
+
+def world(environment: Mapping[str, str] = os.environ) -> World:
+    """This process's place, from the variables that torchrun, or a step of srun, sets.
+
+    Raises:
+        UsageError: the variables contradict each other.
+    """
+    get = environment.get
+    try:
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            address = f"{get('MASTER_ADDR', '127.0.0.1')}:{int(get('MASTER_PORT', '29500'))}"
+            found = World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(get("LOCAL_RANK", "0")), address)
+        elif "SLURM_STEP_ID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
+            # A port of its own for each job step, so that two of them may share a machine.
+            port = 20_000 + (int(get("SLURM_JOB_ID", "0")) * 31 + int(environment["SLURM_STEP_ID"])) % 20_000
+            host = get("MASTER_ADDR") or get("SLURM_LAUNCH_NODE_IPADDR") or "127.0.0.1"
+            size, local = int(environment["SLURM_STEP_NUM_TASKS"]), int(get("SLURM_LOCALID", "0"))
+            found = World(int(environment["SLURM_PROCID"]), size, local, f"{host}:{int(get('MASTER_PORT', str(port)))}")
+        else:
+            return World()
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"The variables of torchrun or srun cannot be understood ({error}): unset RANK.") from error
+    if not 0 <= found.rank < found.size:
+        raise UsageError(f"RANK = {found.rank} of WORLD_SIZE = {found.size}: it is from 0 to below the size.")
+    return found if found.size > 1 else World()
+
+
+@contextmanager
+def joined(place: World) -> Iterator[Callable[[], None]]:
+    """Join the ranks of a job; the yielded function returns when every rank has called it."""
+    if place.size == 1:
+        yield _alone
+        return
+    import torch.distributed as group
+
+    method = f"tcp://{place.address}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        method = "env://"  # torchrun's own store is listening at the address
+    group.init_process_group("gloo", init_method=method, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
+    try:
+        yield lambda: group.barrier()
+    finally:
+        group.destroy_process_group()
+
+
+def _alone() -> None:
+    """Wait for nobody."""
