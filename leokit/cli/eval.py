@@ -47,9 +47,9 @@ def _table(summaries: list[dict[str, Any]]) -> TableData:
 
 
 def _protocol(summary: dict[str, Any]) -> str:
-    queries = {"all": "all other images of a class as", "rest600": f"{600 - summary['shots']}"}
+    known = {"all": "all other images of a class", "rest600": f"{600 - summary['shots']} images of a class"}
+    queries = known.get(summary["queries"], f"{summary['queries']} images of a class")
     return (
         f"{summary['ways']}-way {summary['shots']}-shot: {summary['episodes']} episodes of {summary['classes']} "
-        f"{summary['split']} classes, {queries.get(summary['queries'], summary['queries'])} queries a class; "
-        "the interval covers the sampling of episodes on these classes."
+        f"{summary['split']} classes, {queries} as queries; the interval covers the sampling of episodes on these classes."
     )
