@@ -101,6 +101,110 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Options of `leokit import`."""
+
+    source: Annotated[
+        Path,
+        Argument(),
+        Outside(),
+        Doc(
+            "A folder with train_embeddings.pkl, val_embeddings.pkl and test_embeddings.pkl of DeepMind, or one that "
+            "holds its folders DATASET/CROP; a folder with train, val, test as .npz or .npy; or one such file."
+        ),
+    ]
+    out: Annotated[Place, Doc("Folder of the features (default: WORK/features).")] = None
+    dataset: Annotated[
+        Literal["miniImageNet", "tieredImageNet"] | None,
+        Resolved(),
+        Doc("Which of DeepMind's data sets, where SOURCE holds several."),
+    ] = None
+    crop: Annotated[
+        Literal["center", "multiview"] | None, Resolved(), Doc("Which of its crops, where SOURCE holds several.")
+    ] = None
+    splits: Annotated[
+        str | None,
+        Resolved(),
+        Doc(
+            "For one .npz or .npy file: miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST (numbers of classes), a "
+            "CSV file class_name,split, or a folder with train.csv, val.csv, test.csv."
+        ),
+    ] = None
+    backbone_name: Annotated[
+        str | None,
+        Doc("What made the embeddings: under one name they count as of one backbone (default: known of DeepMind's)."),
+    ] = None
+    trained_on: Annotated[
+        Literal["train", "imagenet-1k", "imagenet-21k", "web", "unknown"] | None,
+        Doc(
+            "What the backbone was trained on; train: the classes of the train split "
+            "(default: train for DeepMind's, else unknown)."
+        ),
+    ] = None
+    dtype: Annotated[Literal["float16", "float32"], Doc("Stored type of the features.")] = "float32"
+    seed: Seed = 0
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Options of `leokit inspect`."""
+
+    path: Annotated[Path, Argument(), Outside(), Doc("Folder of an artifact, finished or not.")]
+    classes: Annotated[bool, Outside(), Doc("List every class with its number of images.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Options of `leokit verify`."""
+
+    paths: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Folders of artifacts.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitsListConfig:
+    """Options of `leokit splits list`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitsShowConfig:
+    """Options of `leokit splits show`."""
+
+    name: Annotated[
+        str,
+        Argument(),
+        Outside(),
+        Doc(
+            "miniimagenet, tieredimagenet, a CSV file class_name,split, or a folder with train.csv, val.csv, test.csv."
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitsCheckConfig:
+    """Options of `leokit splits check`."""
+
+    images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
+    splits: Annotated[
+        str | None, Outside(), Doc("The splits, as extract takes them (default: splits.csv in the image tree).")
+    ] = None
+    seed: Seed = 0
+
+
+Variant = Literal[
+    "leo",
+    "no-finetuning",
+    "deterministic",
+    "random-prior",
+    "generator",
+    "generator-finetuning",
+    "meta-sgd",
+    "anchored",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetaTrainConfig:
     """Options of `leokit meta-train`; the defaults of the method are those of DeepMind's code (its config.py)."""
 
@@ -111,7 +215,7 @@ class MetaTrainConfig:
         Resolved(),
         Doc("Published hyper-parameters (default: the miniImageNet preset nearest to the shots)."),
     ] = None
-    variant: Annotated[Literal["leo"], Doc("The method.")] = "leo"
+    variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours).")] = "leo"
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
     shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
     queries: Annotated[int, Ge(1), Doc("Query images of each class in training.")] = 15
@@ -128,6 +232,9 @@ class MetaTrainConfig:
     l2_weight: Annotated[float, Ge(0), Doc("Weight of ½Σw² over encoder, relation network, decoder (λ₁).")] = 1e-8
     orthogonality_weight: Annotated[float, Ge(0), Doc("Weight of the decoder's orthogonality penalty (λ₂).")] = 1e-3
     outer_lr: Annotated[float, Gt(0), Doc("Learning rate of Adam (η).")] = 1e-4
+    anchor_scale: Annotated[float, Gt(0), Doc("Start of the scale of the class means (anchored).")] = 10.0
+    anchor_gate: Annotated[float, Doc("Start of the gate on the correction (anchored).")] = 0.1
+    anchor_lr_factor: Annotated[float, Gt(0), Doc("Learning rate of scale and gate, as a multiple of --outer-lr.")] = 10.0
     clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 0.1
     clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 0.1
     val_every: Annotated[int, Ge(1), Doc("Steps between validations.")] = 1000
@@ -167,7 +274,19 @@ class EvalConfig:
     overwrite: Overwrite = False
 
 
-StageConfig = TypeVar("StageConfig", DemoConfig, ExtractConfig, MetaTrainConfig, EvalConfig)
+StageConfig = TypeVar(
+    "StageConfig",
+    DemoConfig,
+    ExtractConfig,
+    ImportConfig,
+    InspectConfig,
+    VerifyConfig,
+    SplitsListConfig,
+    SplitsShowConfig,
+    SplitsCheckConfig,
+    MetaTrainConfig,
+    EvalConfig,
+)
 
 
 @dataclass(frozen=True)

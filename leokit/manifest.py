@@ -13,17 +13,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leokit.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+SETS_OF_FILES = ("images", "source")  # roles of inputs that are no artifacts, though an image tree may lie in one
 _MAKERS = {"leokit/features": "leokit extract", "leokit/run": "leokit meta-train", "leokit/eval": "leokit eval"}
 
 
@@ -138,7 +139,8 @@ def begin(
     inputs: Mapping[str, Input],
     *,
     overwrite: bool = False,
-    may_grow: str | None = None,
+    reopen: Callable[[dict[str, Any], dict[str, Any]], bool] | None = None,
+    explain: Mapping[str, Callable[[], str]] | None = None,
 ) -> Manifest | None:
     """Make `folder` ready for an artifact, or find that it holds this very artifact already.
 
@@ -148,8 +150,9 @@ def begin(
         config: the configuration that can change results; plain data.
         inputs: what it will be made from.
         overwrite: delete what another configuration made there.
-        may_grow: a key of the configuration, such as a number of steps, which may be larger than what was found: then
-            the folder becomes unfinished again, with all its files in place.
+        reopen: given what the artifact there is (schema, config and ids of inputs) and what is wanted, whether to go
+            on from it: then the folder becomes unfinished again, with all its files in place. See `grown`.
+        explain: for differences that values do not explain, as of hashes, by key: what to say in their place.
 
     Returns:
         The manifest of the finished artifact if the same command has finished there; None if there is work to do,
@@ -166,16 +169,16 @@ def begin(
             raise ArtifactError(
                 f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out, or an empty folder."
             )
+    elif reopen and reopen(found, wanted):
+        _write_json(folder / UNFINISHED, wanted)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        return None
     elif found == wanted and finished and not overwrite:
         manifest = read(folder, schema)
         check_files(folder, manifest)
         return manifest
-    elif found != wanted and may_grow and _grown(found, wanted, may_grow):
-        _write_json(folder / UNFINISHED, wanted)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        return None
     elif found != wanted and not overwrite:
-        changes = "; ".join(differences(found, wanted))
+        changes = "; ".join(_explained(line, explain or {}) for line in differences(found, wanted))
         raise ArtifactError(
             f"{folder} holds another result than this command would make ({changes}). "
             "Use --overwrite to replace it, or --out to write elsewhere."
@@ -188,7 +191,11 @@ def begin(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8"))
+    write_atomically(path, _json_text(value))
+
+
+def _json_text(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8")
 
 
 def already_done(folder: Path) -> str:
@@ -239,11 +246,20 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _grown(found: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:
-    """Whether `wanted` differs from `found` in nothing but a larger value of one key of the configuration."""
-    before, after = found.get("config", {}).get(key), wanted["config"].get(key)
-    same = {**found, "config": {**found.get("config", {}), key: after}} == wanted
-    return same and isinstance(before, int) and before < after
+def grown(key: str) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
+    """For `begin` to reopen what differs in nothing but a larger value of one key of the configuration, as steps."""
+
+    def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+        before, after = found.get("config", {}).get(key), wanted["config"].get(key)
+        same = {**found, "config": {**found.get("config", {}), key: after}} == wanted
+        return same and isinstance(before, int) and before < after
+
+    return reopen
+
+
+def _explained(difference: str, explain: Mapping[str, Callable[[], str]]) -> str:
+    key = difference.partition(": ")[0]
+    return f"{key}: {explain[key]()}" if key in explain else difference
 
 
 def _found_intent(folder: Path) -> dict[str, Any] | None:
@@ -365,10 +381,70 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 raise ArtifactError(f"{folder / name} {fault}: the artifact is damaged, make it again.")
 
 
+def file_faults(folder: Path, manifest: Manifest, on_file: Callable[[str], None] | None = None) -> dict[str, str]:
+    """What is wrong with the files of an artifact, those outside of its id too, by their names.
+
+    Args:
+        folder: of the artifact.
+        manifest: of the artifact.
+        on_file: called with the name of each file that was checked.
+    """
+    faults = {}
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda item: _fault(folder / item[0], item[1]), manifest.files.items())
+        for name, fault in zip(manifest.files, found, strict=True):
+            if fault:
+                faults[name] = fault
+            if on_file:
+                on_file(name)
+    return faults
+
+
+def is_verbatim(folder: Path) -> bool:
+    """Whether a manifest that can be read is, byte for byte, as it was written.
+
+    The checksum is over values: 1e-05 and 1E-05, one bit apart, are the same to it.
+    """
+    data = (folder / MANIFEST).read_bytes()
+    return data == _json_text(json.loads(data))
+
+
+def read_unfinished(folder: Path) -> dict[str, Any] | None:
+    """What an artifact that is not finished will be: its schema, config and the ids of its inputs; None if it is none.
+
+    Raises:
+        ArtifactError: what says so is damaged.
+    """
+    there = (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists()
+    return _parse(folder / UNFINISHED) if there else None
+
+
+def look_up(role: str, entry: Input) -> tuple[Literal["there", "changed", "missing", "files"], Manifest | None]:
+    """Whether what an artifact was made from is still at its recorded path.
+
+    Returns:
+        `there`, with the manifest, or `changed` where another artifact, an unfinished or a damaged one is there;
+        `files` where the input is no artifact, so that its id cannot be compared; `missing` where nothing is there.
+    """
+    path = Path(entry.path)
+    if not os.path.exists(path):
+        return "missing", None
+    if role in SETS_OF_FILES or not any(os.path.exists(path / name) for name in (MANIFEST, UNFINISHED)):
+        return "files", None
+    try:
+        found = read(path)
+    except ArtifactError:
+        return "changed", None
+    return ("there" if found.id == entry.id else "changed"), found
+
+
 def _fault(path: Path, entry: FileRecord) -> str | None:
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
     if size != entry.bytes:
         return f"has {size} bytes instead of {entry.bytes}"
-    return None if hash_file(path) == entry.sha256 else "was altered (its hash differs)"
+    try:
+        return None if hash_file(path) == entry.sha256 else "was altered (its hash differs)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"

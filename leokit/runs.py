@@ -18,7 +18,6 @@ from leokit import manifest
 from leokit.config import MetaTrainConfig, build
 from leokit.errors import ArtifactError
 from leokit.features import FeatureStore
-from leokit.leo import Parameters
 
 SCHEMA = "leokit/run@1"
 WEIGHTS = "weights.safetensors"
@@ -29,12 +28,12 @@ CONFIG = "config.toml"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: how it was trained and its best parameters."""
+    """A finished run: how it was trained and its best parameters, by name."""
 
     folder: Path
     manifest: manifest.Manifest
     config: MetaTrainConfig
-    parameters: Parameters
+    parameters: dict[str, Tensor]
 
     @property
     def id(self) -> str:
@@ -74,18 +73,18 @@ def check_same_backbone(run: Run, store: FeatureStore) -> None:
         )
 
 
-def save_parameters(path: Path, parameters: Parameters) -> None:
+def save_parameters(path: Path, parameters: dict[str, Tensor]) -> None:
     """Write parameters as safetensors, atomically."""
-    manifest.write_atomically(path, save_tensors(_plain(parameters._asdict())))
+    manifest.write_atomically(path, save_tensors(_plain(parameters)))
 
 
-def load_parameters(path: Path) -> Parameters:
-    """Read parameters that `save_parameters` wrote, on the CPU, as leaves that require gradients."""
-    tensors, _ = _read(path)
-    try:
-        return Parameters(**{name: value.requires_grad_() for name, value in tensors.items()})
-    except TypeError as error:
-        raise ArtifactError(f"{path} does not hold the tensors of LEO ({error}): train the run again.") from error
+def load_parameters(path: Path) -> dict[str, Tensor]:
+    """Read parameters that `save_parameters` wrote, by name, on the CPU.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    return _read(path)[0]
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:

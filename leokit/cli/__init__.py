@@ -6,9 +6,17 @@ from typing import Annotated
 
 import typer
 
-from leokit.cli import demo, eval, extract, meta_train
+from leokit.cli import demo, eval, extract, importing, inspect, meta_train, splits, verify
 from leokit.cli.options import Common, add_command
-from leokit.config import DemoConfig, EvalConfig, ExtractConfig, MetaTrainConfig
+from leokit.config import (
+    DemoConfig,
+    EvalConfig,
+    ExtractConfig,
+    ImportConfig,
+    InspectConfig,
+    MetaTrainConfig,
+    VerifyConfig,
+)
 
 app = typer.Typer(
     name="leokit",
@@ -48,6 +56,10 @@ add_command(app, "demo", DemoConfig, demo.command)
 add_command(app, "extract", ExtractConfig, extract.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
 add_command(app, "eval", EvalConfig, eval.command)
+add_command(app, "import", ImportConfig, importing.command)
+add_command(app, "inspect", InspectConfig, inspect.command)
+add_command(app, "verify", VerifyConfig, verify.command)
+app.add_typer(splits.app, name="splits")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -41,14 +41,17 @@ _RUNNING = "Where and how it runs"
 _SHOWN = "Output"
 
 
-def add_command(app: typer.Typer, name: str, kind: type[StageConfig], body: Body[StageConfig]) -> None:
+def add_command(
+    app: typer.Typer, name: str, kind: type[StageConfig], body: Body[StageConfig], *, table: str | None = None
+) -> None:
     """Add the subcommand `name`: options from the fields of `kind`, help from the docstring of `body`.
 
     Args:
         app: where to add it.
-        name: of the subcommand, and of its table in a config file.
+        name: of the subcommand.
         kind: its configuration class.
         body: what it does with a configuration; it writes to the output it is given.
+        table: where its options stand in a config file, by default under its name.
     """
 
     def callback(context: typer.Context, **options: Any) -> None:
@@ -56,7 +59,7 @@ def add_command(app: typer.Typer, name: str, kind: type[StageConfig], body: Body
         shown = {key: options.pop(key) for key in ("config", "print_config", "dry_run", "json")}
         output = Output(common, json=bool(shown["json"]), dry_run=bool(shown["dry_run"]))
         given = {key: value for key, value in options.items() if value is not None}
-        raise typer.Exit(_run(name, kind, body, given, shown, output))
+        raise typer.Exit(_run(table or name, kind, body, given, shown, output))
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     parameters = [context, *(_parameter(field) for field in describe(kind)), *_shown_parameters()]
@@ -67,7 +70,7 @@ def add_command(app: typer.Typer, name: str, kind: type[StageConfig], body: Body
 
 
 def _run(
-    name: str,
+    table: str,
     kind: type[StageConfig],
     body: Body[StageConfig],
     given: Mapping[str, Any],
@@ -76,7 +79,7 @@ def _run(
 ) -> int:
     """Build the configuration and run the body; the exit code. The border at which errors become one line."""
     try:
-        config = layered(name, kind, given, shown["config"], output.note)
+        config = layered(table, kind, given, shown["config"], output.note)
         if shown["print_config"]:
             output.text(to_toml({key: _plain(value) for key, value in asdict(config).items()}))
         else:

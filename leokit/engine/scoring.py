@@ -10,7 +10,7 @@ from torch import Tensor
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.leo import predict
 
-Classifier = Callable[[Tensor], Tensor]  # support (B, N, K, D) -> weights (B, N, D)
+Classifier = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers of the episodes -> weights (B, N, D)
 _BLOCK_ELEMENTS = 2**23
 
 
@@ -68,7 +68,7 @@ def _score_block(
 ) -> dict[str, Tensor]:
     rows = sampler.draw(numbers, shots=shots, queries=queries or 1)
     support = features.rows[rows.support]
-    weights = {name: classifier(support) for name, classifier in classifiers.items()}
+    weights = {name: classifier(support, numbers) for name, classifier in classifiers.items()}
     if queries is None:
         return {name: _accuracy_on_others(features, rows, value) for name, value in weights.items()}
     images = features.rows[rows.query]

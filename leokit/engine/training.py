@@ -12,8 +12,8 @@ from leokit.config import MetaTrainConfig
 from leokit.engine.scoring import Classifier, score
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 from leokit.errors import LeokitError
-from leokit.leo import Parameters, Penalties, adapt, clip_gradients, decay_gradients, initial_parameters, meta_loss
-from leokit.leo.draws import DrawShapes, meta_training_draws
+from leokit.leo import Anchor, Penalties, clip_gradients, decay_gradients
+from leokit.leo.learners import Learner, Settings, Tensors, make_learner
 from leokit.metrics import mean_interval
 
 REPORT_EVERY = 100  # steps between lines of training metrics
@@ -26,13 +26,14 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class State:
     """Everything that the next step depends on, beside the configuration and the data."""
 
-    parameters: Parameters
+    parameters: Tensors
     optimiser: torch.optim.Adam
-    best: Parameters
+    best: Tensors
     step: int = 0
     best_step: int = 0
     best_accuracy: float = -1.0
     best_half_width: float = 0.0
+    best_is_fallback: bool = False  # a plain method, no step of training, was the best
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))  # since the last report
 
 
@@ -40,30 +41,55 @@ class Diverged(LeokitError):
     """A loss or gradient is not finite."""
 
 
-def new_state(config: MetaTrainConfig, dim: int, device: torch.device) -> State:
-    """The state before the first step."""
-    parameters = initial_parameters(
-        dim,
-        config.num_latents,
+def learner_of(config: MetaTrainConfig, dim: int) -> Learner:
+    """The learner of a run's configuration, for features of width `dim`."""
+    penalties = Penalties(
+        kl=config.kl_weight,
+        encoder=config.encoder_penalty_weight,
+        l2=config.l2_weight,
+        orthogonality=config.orthogonality_weight,
+    )
+    settings = Settings(
+        ways=config.ways,
+        shots=config.shots,
+        queries=config.queries,
+        dim=dim,
+        num_latents=config.num_latents,
+        inner_steps=config.inner_steps,
+        finetuning_steps=config.finetuning_steps,
         inner_lr=config.inner_lr,
         finetuning_lr=config.finetuning_lr,
+        dropout=config.dropout,
+        penalties=penalties,
         seed=config.seed,
-        dtype=getattr(torch, config.dtype),
+        anchor_scale=config.anchor_scale,
+        anchor_gate=config.anchor_gate,
     )
-    return _assemble(config, parameters, parameters, device)
+    return make_learner(config.variant, settings)
 
 
-def _assemble(config: MetaTrainConfig, parameters: Parameters, best: Parameters, device: torch.device) -> State:
-    moved = Parameters(*(value.detach().to(device, copy=True).requires_grad_() for value in parameters))
-    kept = Parameters(*(value.detach().to(device, copy=True) for value in best))
-    return State(moved, torch.optim.Adam(list(moved), lr=config.outer_lr, fused=device.type != "mps"), kept)
+def new_state(config: MetaTrainConfig, dim: int, device: torch.device) -> State:
+    """The state before the first step."""
+    tensors = learner_of(config, dim).initial(getattr(torch, config.dtype))
+    return _assemble(config, tensors, tensors, device)
 
 
-def pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _assemble(config: MetaTrainConfig, parameters: Tensors, best: Tensors, device: torch.device) -> State:
+    moved = {name: value.detach().to(device, copy=True).requires_grad_() for name, value in parameters.items()}
+    kept = {name: value.detach().to(device, copy=True) for name, value in best.items()}
+    anchor = [value for name, value in moved.items() if name in Anchor._fields]
+    others = [value for name, value in moved.items() if name not in Anchor._fields]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if anchor:
+        groups.append({"params": anchor, "lr": config.outer_lr * config.anchor_lr_factor})
+    return State(moved, torch.optim.Adam(groups, lr=config.outer_lr, fused=device.type != "mps"), kept)
+
+
+def pack(state: State) -> tuple[Tensors, dict[str, Any]]:
     """A state as tensors and plain data, for `runs.save_state`."""
-    tensors = {f"parameters/{name}": value for name, value in state.parameters._asdict().items()}
-    tensors |= {f"best/{name}": value for name, value in state.best._asdict().items()}
-    for name, value in state.parameters._asdict().items():
+    tensors = {f"parameters/{name}": value for name, value in state.parameters.items()}
+    tensors |= {f"best/{name}": value for name, value in state.best.items()}
+    for name, value in state.parameters.items():
         for moment in _MOMENTS:
             entry = state.optimiser.state.get(value)
             tensors[f"{moment}/{name}"] = entry[moment] if entry else torch.zeros_like(value)
@@ -72,37 +98,38 @@ def pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "best_step": state.best_step,
         "best_accuracy": state.best_accuracy,
         "best_half_width": state.best_half_width,
+        "best_is_fallback": state.best_is_fallback,
         "sums": state.sums.tolist(),
     }
     return tensors, record
 
 
-def unpack(tensors: dict[str, Tensor], record: dict[str, Any], config: MetaTrainConfig, device: torch.device) -> State:
+def unpack(tensors: Tensors, record: dict[str, Any], config: MetaTrainConfig, device: torch.device) -> State:
     """The state that `pack` packed."""
-
-    def group(prefix: str) -> Parameters:
-        return Parameters(**{name: tensors[f"{prefix}/{name}"] for name in Parameters._fields})
-
-    state = _assemble(config, group("parameters"), group("best"), device)
-    for value, *moments in zip(state.parameters, *map(group, _MOMENTS), strict=True):
+    groups: dict[str, Tensors] = {}
+    for path, value in tensors.items():
+        group, _, name = path.partition("/")
+        groups.setdefault(group, {})[name] = value
+    state = _assemble(config, groups["parameters"], groups["best"], device)
+    for name, value in state.parameters.items():
         state.optimiser.state[value] = {
             "step": torch.tensor(float(record["step"]), device=device),
-            **{name: moment.to(device) for name, moment in zip(_MOMENTS, moments, strict=True)},
+            **{moment: groups[moment][name].to(device) for moment in _MOMENTS},
         }
     state.step = record["step"]
     state.best_step = record["best_step"]
     state.best_accuracy = record["best_accuracy"]
     state.best_half_width = record["best_half_width"]
+    state.best_is_fallback = record["best_is_fallback"]
     state.sums = torch.tensor(record["sums"], dtype=torch.float64)
     return state
 
 
-def leo_classifier(parameters: Parameters, config: MetaTrainConfig) -> Classifier:
-    """LEO as a method for `score`: from support images to classifier weights, by means alone."""
+def classifier(learner: Learner, tensors: Tensors) -> Classifier:
+    """A learner with its parameters as a method for `score`."""
 
-    def classify(support: Tensor) -> Tensor:
-        inner, finetuning = config.inner_steps, config.finetuning_steps
-        return adapt(parameters, support, inner_steps=inner, finetuning_steps=finetuning).weights
+    def classify(support: Tensor, numbers: range) -> Tensor:
+        return learner.weights(tensors, support, numbers)
 
     return classify
 
@@ -173,19 +200,8 @@ class _Steps:
     def __init__(self, config: MetaTrainConfig, features: FeatureMatrix) -> None:
         self.config = config
         self.features = features
+        self.learner = learner_of(config, features.dim)
         self.sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=config.seed, purpose="meta-train")
-        self.penalties = Penalties(
-            config.kl_weight, config.encoder_penalty_weight, config.l2_weight, config.orthogonality_weight
-        )
-        self.shapes = DrawShapes(
-            config.ways,
-            config.shots,
-            config.queries,
-            features.dim,
-            config.num_latents,
-            config.inner_steps,
-            config.finetuning_steps,
-        )
         self.drawn = range(0)
 
     def _episodes(self, step: int) -> tuple[Tensor, Tensor]:
@@ -201,27 +217,13 @@ class _Steps:
 
     def take(self, state: State) -> Tensor:
         """One step of Adam, in place; the terms of the loss, in the order of `TERMS`."""
-        config, parameters = self.config, state.parameters
+        config, parameters = self.config, list(state.parameters.values())
         support, query = self._episodes(state.step)
-        draws = meta_training_draws(
-            self.shapes,
-            seed=config.seed,
-            step=state.step,
-            tasks=range(config.meta_batch),
-            dropout=config.dropout,
-            dtype=support.dtype,
-            device=support.device,
+        draws = self.learner.draws(state.step, range(config.meta_batch), support)
+        loss = self.learner.loss(state.parameters, support, query, draws)
+        gradients: list[Tensor] = list(
+            torch.autograd.grad(loss.total, parameters, allow_unused=True, materialize_grads=True)
         )
-        loss = meta_loss(
-            parameters,
-            support,
-            query,
-            self.penalties,
-            inner_steps=config.inner_steps,
-            finetuning_steps=config.finetuning_steps,
-            draws=draws,
-        )
-        gradients: list[Tensor] = list(torch.autograd.grad(loss.total, parameters))
         gradients = self._checked(state.step, loss.total, gradients, parameters)
         clipped = clip_gradients(gradients, value=config.clip_value, norm=config.clip_norm)
         for parameter, gradient in zip(parameters, clipped, strict=True):
@@ -230,7 +232,7 @@ class _Steps:
         terms = (loss.total, loss.query_loss.mean(), loss.accuracy.mean(), *loss[3:])
         return torch.stack([term.detach().double() for term in terms]).cpu()
 
-    def _checked(self, step: int, loss: Tensor, gradients: list[Tensor], parameters: Parameters) -> list[Tensor]:
+    def _checked(self, step: int, loss: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """The gradients, or what `on_nan` asks for where loss or gradients are no numbers."""
         total = math.fsum(value.sum().item() for value in (loss, *gradients))
         if math.isfinite(total):
@@ -251,19 +253,26 @@ def _validate(
     config: MetaTrainConfig, state: State, features: FeatureMatrix, report: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure accuracy on the fixed meta-val episodes and keep the parameters if they are the best so far."""
+    learner = learner_of(config, features.dim)
+    candidates = {"val": state.parameters}
+    fallback = learner.fallback(state.parameters) if state.step == 0 else None
+    if fallback is not None:
+        candidates = {"fallback": fallback, **candidates}
     # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
-    sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="selection")
-    accuracies = score(
+    scores = score(
         features,
-        sampler,
-        {"leo": leo_classifier(state.parameters, config)},
+        EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="selection"),
+        {name: classifier(learner, tensors) for name, tensors in candidates.items()},
         shots=config.shots,
         queries=config.val_queries,
         episodes=config.val_episodes,
-    )["leo"]
-    accuracy, half_width = mean_interval(accuracies)
-    if accuracy > state.best_accuracy:
-        state.best_step, state.best_accuracy, state.best_half_width = state.step, accuracy, half_width
-        for kept, current in zip(state.best, state.parameters, strict=True):
-            kept.copy_(current.detach())
-    report({"step": state.step, "val_accuracy": accuracy, "val_half_width": half_width})
+    )
+    line: dict[str, Any] = {"step": state.step}
+    for name, accuracies in scores.items():
+        accuracy, half_width = mean_interval(accuracies)
+        line |= {f"{name}_accuracy": accuracy, f"{name}_half_width": half_width}
+        if accuracy > state.best_accuracy:
+            state.best_step, state.best_accuracy, state.best_half_width = state.step, accuracy, half_width
+            state.best_is_fallback = name == "fallback"
+            state.best = {key: value.detach().clone() for key, value in candidates[name].items()}
+    report(line)

@@ -4,17 +4,25 @@ Every file belongs to one split and holds whole classes, each as one row group, 
 touching the others. Rows are in the order of classes and then images, bytewise by name.
 """
 
-from leokit.features.layout import SCHEMA, Shard, plan_shards
+from leokit.features.checking import store_faults
+from leokit.features.labelled import LabelledRows
+from leokit.features.layout import FAILURES, SCHEMA, Shard, plan_shards
+from leokit.features.sources import Source, find_source
 from leokit.features.store import FeatureStore, FeatureTable
 from leokit.features.writing import ShardWriter, facts_of, write_store
 
 __all__ = [
+    "FAILURES",
     "SCHEMA",
     "FeatureStore",
     "FeatureTable",
+    "LabelledRows",
     "Shard",
     "ShardWriter",
+    "Source",
     "facts_of",
+    "find_source",
     "plan_shards",
+    "store_faults",
     "write_store",
 ]

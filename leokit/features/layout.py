@@ -10,6 +10,7 @@ import pyarrow as pa
 SCHEMA = "leokit/features@1"
 FOOTER_KEY = b"leokit"
 SHARD_ROWS = 8192
+FAILURES = "failures.parquet"  # the images that could not be read
 
 Dtype = Literal["float16", "float32"]
 

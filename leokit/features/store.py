@@ -1,6 +1,8 @@
 """Reading features: a class without touching the others, or a whole split as one class-sorted matrix."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from leokit import manifest
 from leokit.errors import ArtifactError, DataError
 from leokit.features.layout import FOOTER_KEY, SCHEMA, arrow_schema
 from leokit.splits import SPLIT_NAMES
+
+
+_HEADER = 64  # bytes that the header of a page is shorter than
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,10 @@ class FeatureStore:
 
         def fill(item: tuple[_Group, tuple[np.int64, np.int64]]) -> None:
             group, (start, end) = item
-            rows[start:end] = _embeddings(group, self.dim)
+            if not _read_plain(group, rows[start:end]):
+                rows[start:end] = _embeddings(group, self.dim)
 
-        with ThreadPoolExecutor() as pool:  # Arrow reads outside of the interpreter lock
+        with ThreadPoolExecutor() as pool:  # files are read outside of the interpreter lock
             list(pool.map(fill, zip(groups, pairwise(offsets), strict=True)))
         return FeatureTable(rows, [group.name for group in groups], offsets)
 
@@ -169,6 +175,49 @@ def _index(folder: Path, checked: manifest.Manifest) -> dict[str, list[_Group]]:
 def _read(group: _Group, column: str) -> pa.Table:
     with pq.ParquetFile(group.path, metadata=group.metadata) as file:
         return file.read_row_group(group.index, columns=[column], use_threads=False)
+
+
+def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
+    """Read the embeddings of a class straight into `rows` (n, D), where the file allows: whether it did.
+
+    It does where they are one page of plain values, as `ShardWriter` makes them: then the values are the end of the
+    page, as they lie in memory. Nothing is decoded and nothing copied twice, which is several times as fast.
+    """
+    columns = group.metadata.row_group(group.index)
+    column = columns.column(columns.num_columns - 1)
+    plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"PLAIN", "RLE"}
+    if not plain or column.has_dictionary_page or sys.byteorder != "little":
+        return False
+    length = column.total_compressed_size
+    with group.path.open("rb", buffering=0) as file:
+        page = _page_size(os.pread(file.fileno(), _HEADER, column.data_page_offset))
+        if page is None or not 0 < length - page < _HEADER or page < rows.nbytes:
+            return False  # several pages
+        file.seek(column.data_page_offset + length - rows.nbytes)
+        view = memoryview(rows).cast("B")
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise ArtifactError(f"{group.path} ends too early: make it again.")
+            view = view[count:]
+    return True
+
+
+def _page_size(header: bytes) -> int | None:
+    """Bytes of a data page, by its header (Thrift's compact form: type, size unpacked and size as stored come first)."""
+    numbers, position = [], 0
+    for _ in range(3):
+        if header[position : position + 1] != b"\x15":  # the next field, a 32-bit number
+            return None
+        position, number, shift = position + 1, 0, 0
+        while True:
+            byte = header[position]
+            number |= (byte & 127) << shift
+            position, shift = position + 1, shift + 7
+            if byte < 128:
+                break
+        numbers.append((number >> 1) ^ -(number & 1))
+    return numbers[2] if numbers[0] == 0 and numbers[1] == numbers[2] else None
 
 
 def _embeddings(group: _Group, dim: int) -> NDArray[np.floating[Any]]:

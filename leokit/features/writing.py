@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +19,13 @@ from leokit.errors import DataError
 from leokit.features.layout import FOOTER_KEY, SCHEMA, Dtype, arrow_schema, footer, plan_shards
 from leokit.features.store import FeatureStore
 from leokit.provenance import information
+
+
+# The embeddings of a class as one page: its values lie in the file as they lie in memory, where the store's reader
+# takes them from without decoding. Up to a size that Parquet's 32-bit lengths can say; beyond, there are several pages.
+_ONE_PAGE: dict[str, Any] = {"data_page_size": 1 << 30}
+if "max_rows_per_page" in signature(pq.ParquetWriter).parameters:  # newer than pyarrow 21
+    _ONE_PAGE["max_rows_per_page"] = 1 << 30
 
 
 class ShardWriter:
@@ -42,6 +51,7 @@ class ShardWriter:
             compression="none",
             use_dictionary=["class_name"],
             write_statistics=["image", "class_name"],
+            **_ONE_PAGE,
         )
         return self
 
@@ -72,15 +82,20 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._writer.add_key_value_metadata({FOOTER_KEY: footer(self._split, self.counts)})
-        self._writer.close()
         if kind is not None:
+            with suppress(OSError):  # as on a full disk, which is what the error is about
+                self._writer.close()
             self._temporary.unlink(missing_ok=True)
             return
-        with self._temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._temporary, self._path)
+        try:
+            self._writer.add_key_value_metadata({FOOTER_KEY: footer(self._split, self.counts)})
+            self._writer.close()
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self._path)
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
 
 
 def _convert(
@@ -168,16 +183,17 @@ def write_store(
     done = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=overwrite)
     if done:
         return FeatureStore(folder, done)
-    ordered = {
-        split: {name: _sorted(*classes[name]) for name in _bytewise(classes)} for split, classes in splits.items()
-    }
-    dim = next(rows.shape[1] for classes in ordered.values() for _, rows in classes.values())
-    shards = plan_shards({split: {c: i for c, (i, _) in classes.items()} for split, classes in ordered.items()})
+    dim = next(rows.shape[1] for classes in splits.values() for _, rows in classes.values())
+    shards = plan_shards(
+        {split: {name: classes[name][0] for name in _bytewise(classes)} for split, classes in splits.items()}
+    )
     for shard in shards:
         with ShardWriter(folder / shard.name, shard.split, dim=dim, dtype=dtype) as writer:
             for name in shard.classes:
-                writer.write_class(name, *ordered[shard.split][name])
-    counts = {split: {name: len(images) for name, (images, _) in classes.items()} for split, classes in ordered.items()}
+                writer.write_class(name, *_sorted(*splits[shard.split][name]))
+    counts: dict[str, dict[str, int]] = {split: {} for split in splits}
+    for shard in shards:
+        counts[shard.split] |= {name: len(images) for name, images in shard.classes.items()}
     finished = manifest.finish(
         folder,
         SCHEMA,

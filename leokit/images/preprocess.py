@@ -6,12 +6,15 @@ says; 16-bit grey values are scaled to 8 bits; transparency is laid over white; 
 values are refused. For ordinary RGB and grey images the result equals timm's bit for bit.
 """
 
+import errno
 import math
 import os
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -20,11 +23,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 CropMode = Literal["center", "squash", "border"]
+Views = Literal["center", "flip", "ten-crop"]
 Triple = tuple[float, float, float]
+Span = tuple[int, int]  # offset and length in bytes
 
 RESAMPLING: Mapping[str, Image.Resampling] = {entry.name.lower(): entry for entry in Image.Resampling}
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, where it speaks of a decompression bomb
+MAX_BYTES = 2**30
+JPEG_MARGIN = 2
 
 _ORIENTATION = 0x0112
 _TURNS: Mapping[int, Image.Transpose] = {
@@ -59,6 +66,11 @@ class Preprocessing:
         interpolation: a key of `RESAMPLING`.
         exif: `transpose`: turned as the EXIF orientation says.
         transparency: `white`: laid over white.
+        views: what is shown to the backbone and averaged: the `center`; that and its mirror image (`flip`); or the four
+            corners and the centre, each with its mirror image (`ten-crop`). Mirrored on the device.
+        jpeg_scaling: JPEG files are decoded at a half, quarter or eighth of their size, where what remains is still
+            `JPEG_MARGIN` times as large as what they are then resized to.
+        decoder: `pillow`, or `torchvision`, on the GPU.
     """
 
     image_size: int
@@ -69,6 +81,20 @@ class Preprocessing:
     interpolation: str
     exif: Literal["transpose"] = "transpose"
     transparency: Literal["white"] = "white"
+    views: Views = "center"
+    jpeg_scaling: bool = False
+    decoder: Literal["pillow", "torchvision"] = "pillow"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what an image becomes: (S, S, 3), for ten-crop (5, S, S, 3)."""
+        one = (self.image_size, self.image_size, 3)
+        return (5, *one) if self.views == "ten-crop" else one
+
+    @property
+    def resized(self) -> int:
+        """The side in pixels that an image is resized to before the crop."""
+        return math.floor(self.image_size / self.crop_pct)
 
     def to_plain(self) -> dict[str, Any]:
         """The values as plain data, for a manifest."""
@@ -76,31 +102,66 @@ class Preprocessing:
 
 
 def load_image(path: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The pixels of an image file, resized and cropped: (image_size, image_size, 3).
+    """The pixels of an image file, resized and cropped: of the shape `preprocessing.shape`.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    return decode_image(read_file(path), preprocessing)
+
+
+def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The pixels of an image, given the bytes of its file, resized and cropped: of the shape `preprocessing.shape`.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about odd EXIF and large images: it reads them all the same
+        return fit(_read_rgb(BytesIO(data), preprocessing), preprocessing)
+
+
+def read_file(path: Path, span: Span | None = None) -> bytes:
+    """The bytes of a file, or those of a span of it.
 
     Raises:
         UnreadableImage: with the reason.
     """
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about odd EXIF and large images: it reads them all the same
-            if os.fstat(file.fileno()).st_size == 0:
-                raise UnreadableImage("empty file")
-            return fit(_read_rgb(file), preprocessing)
+        # A named pipe would be waited for, hence not blocking.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableImage("no regular file")
+            offset, size = span or (0, status.st_size)
+            if size > MAX_BYTES:
+                raise UnreadableImage(f"too large: a file of {size} bytes")
+            file.seek(offset)
+            data = file.read(size)
+    except IsADirectoryError as error:
+        raise UnreadableImage("no regular file") from error
     except FileNotFoundError as error:
         raise UnreadableImage("no such file (a broken link?)") from error
     except PermissionError as error:
         raise UnreadableImage("no permission to read the file") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnreadableImage("a link that leads back to itself") from error
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise UnreadableImage("empty file")
+    return data
 
 
-def _read_rgb(file: BinaryIO) -> Image.Image:
+def _read_rgb(file: BinaryIO, preprocessing: Preprocessing) -> Image.Image:
     """The picture of an open file, upright and in RGB."""
     try:
         image = Image.open(file, formats=_formats())
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(f"too large: {image.width} x {image.height} pixels")
+        if preprocessing.jpeg_scaling and image.format == "JPEG":
+            side = math.ceil(JPEG_MARGIN * preprocessing.resized)
+            image.draft(None, (side, side))
         image.load()
         rgb, turn = to_rgb(image), _turn(image)
         return rgb if turn is None else rgb.transpose(turn)
@@ -157,20 +218,24 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """An RGB image resized and cropped as timm's transform for evaluation does: (image_size, image_size, 3).
+    """An RGB image resized and cropped as timm's transform for evaluation does: of the shape `preprocessing.shape`.
 
     Raises:
         UnreadableImage: so narrow that the resized image would be immense.
     """
     size, mode = preprocessing.image_size, preprocessing.crop_mode
-    scaled = math.floor(size / preprocessing.crop_pct)
-    target = _resized_shape(image.width, image.height, scaled, mode)
+    target = _resized_shape(image.width, image.height, preprocessing.resized, mode)
     if target[0] * target[1] > MAX_PIXELS or min(target) < 1:
         raise UnreadableImage(f"too narrow to be resized: {image.width} x {image.height} pixels")
     if target != image.size:
         image = image.resize(target, RESAMPLING[preprocessing.interpolation])
     fill = tuple(round(255 * value) for value in preprocessing.mean) if mode == "border" else (0, 0, 0)
-    return np.array(_center(image, size, fill))
+    image = _padded(image, size, fill)
+    if preprocessing.views != "ten-crop":
+        return np.array(_center(image, size))
+    right, bottom = image.width - size, image.height - size
+    corners = [image.crop((x, y, x + size, y + size)) for y in (0, bottom) for x in (0, right)]
+    return np.stack([np.asarray(view) for view in (*corners, _center(image, size))])
 
 
 def _resized_shape(width: int, height: int, scaled: int, mode: CropMode) -> tuple[int, int]:
@@ -185,12 +250,18 @@ def _resized_shape(width: int, height: int, scaled: int, mode: CropMode) -> tupl
     return int(scaled * width / height), scaled
 
 
-def _center(image: Image.Image, size: int, fill: tuple[int, ...]) -> Image.Image:
-    """The middle of an image, padded where it is smaller than `size`."""
+def _padded(image: Image.Image, size: int, fill: tuple[int, ...]) -> Image.Image:
+    """An image in the middle of a larger one, where a side of it is smaller than `size`."""
     width, height = image.size
-    if width < size or height < size:
-        padded = Image.new("RGB", (max(width, size), max(height, size)), fill)
-        padded.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
-        image, (width, height) = padded, padded.size
+    if width >= size and height >= size:
+        return image
+    padded = Image.new("RGB", (max(width, size), max(height, size)), fill)
+    padded.paste(image, (max(size - width, 0) // 2, max(size - height, 0) // 2))
+    return padded
+
+
+def _center(image: Image.Image, size: int) -> Image.Image:
+    """The middle of an image."""
+    width, height = image.size
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))

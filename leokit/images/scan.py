@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leokit.errors import DataError
+from leokit.images import archives
 from leokit.manifest import MANIFEST
 from leokit.splits import SPLITS_FILE
+
+Member = tuple[str, tuple[int, int]]  # archive, and offset and length in bytes
 
 SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split())
 
@@ -26,15 +29,28 @@ class ImageTree:
         classes: for each class, in bytewise order of the names, the paths of its images relative to the root, in
             bytewise order too; names and paths as `escape` gives them.
         ignored: every other file, and every folder that was not entered (with a `/` at its end).
+        members: of each image in an archive, the archive (as a path like those of images) and its span of bytes there.
     """
 
     root: Path
     classes: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...]
+    members: Mapping[str, Member] = field(default_factory=dict)
 
     def path(self, image: str) -> Path:
-        """The file of an image."""
-        return image_path(self.root, image)
+        """The file that holds an image."""
+        member = self.members.get(image)
+        return image_path(self.root, member[0] if member else image)
+
+    def size(self, image: str) -> int:
+        """Bytes of an image; -1 where its file cannot be asked, which decoding will report."""
+        member = self.members.get(image)
+        if member:
+            return member[1][1]
+        try:
+            return os.stat(self.path(image)).st_size
+        except OSError:
+            return -1
 
 
 def image_path(root: Path, image: str) -> Path:
@@ -65,13 +81,14 @@ def unescape(text: str) -> bytes:
 def scan(root: Path) -> ImageTree:
     """Find the classes of an image tree.
 
-    A class is a folder that directly holds images, at any depth, and is called as the folder is. In the layout of
+    A class is a folder that directly holds images, at any depth, and is called as the folder is; or a tar archive of
+    images, called as the archive without its suffix, whose images have paths as `n01440764.tar/n01440764_1.JPEG`. In the layout of
     ILSVRC, where all of them lie under `train`, `val` and `test`, those under `train` are taken, and the others with
     them unless a class of theirs is in `train` as well (held-out images of the same classes). Hidden files and
     folders, and files that are no images by their suffix, are left alone and listed.
 
     Raises:
-        DataError: no such folder, a folder that cannot be read, no images, or two folders of one class name.
+        DataError: no such folder, a folder or archive that cannot be read, no images, or two of one class name.
     """
     if not root.is_dir():
         raise DataError(f"There is no image folder at {root}: give a folder with one folder of images per class.")
@@ -81,11 +98,12 @@ def scan(root: Path) -> ImageTree:
     if not folders:
         loose = " There are images, but in no folder that names their class." if found.loose else ""
         raise DataError(
-            f"{root} has no images in folders: a class is a folder of images ({' '.join(sorted(SUFFIXES))}).{loose}"
+            f"{root} has no images in folders: a class is a folder, or a .tar, of images "
+            f"({' '.join(sorted(SUFFIXES))}).{loose}"
         )
     left_out = [image for folder, images in found.folders.items() if folder not in folders for image in images]
     ignored = _bytewise([*found.ignored, *found.loose, *left_out])
-    return ImageTree(root, _by_class(folders), tuple(ignored))
+    return ImageTree(root, _by_class(folders), tuple(ignored), found.members)
 
 
 @dataclass
@@ -95,6 +113,22 @@ class _Found:
     folders: dict[str, list[str]] = field(default_factory=dict)
     loose: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    members: dict[str, Member] = field(default_factory=dict)
+
+    def add_archive(self, top: bytes, path: bytes) -> None:
+        """Add what an archive holds, which counts as a folder."""
+        archive, images = escape(path), []
+        for name, offset, size in archives.index(Path(os.fsdecode(os.path.join(top, path)))):
+            image = f"{archive}/{escape(name)}"
+            if _is_image_name(os.path.basename(name)) and not {b"", b".."} & {*name.split(b"/")}:
+                images.append(image)
+                self.members[image] = (archive, (offset, size))
+            else:
+                self.ignored.append(image)
+        if len(set(images)) < len(images):
+            raise DataError(f"The archive {archive} of {os.fsdecode(top)} has two images of one name: make it again.")
+        if images:
+            self.folders[archive] = images
 
 
 def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found: _Found) -> None:
@@ -113,13 +147,15 @@ def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found
     images = []
     for entry in listed:
         path = os.path.join(relative, entry.name)
-        if entry.is_dir():
+        if _is_folder(entry):
             if entry.name.startswith(b"."):
                 found.ignored.append(escape(path) + "/")
             else:
                 _walk(top, path, (*above, here), found)
         elif _is_image(entry):
             images.append(escape(path))
+        elif _is_archive(entry):
+            found.add_archive(top, path)
         elif os.fsdecode(path) not in (SPLITS_FILE, MANIFEST):
             found.ignored.append(escape(path))
     if images and relative:
@@ -128,11 +164,28 @@ def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found
         found.loose += images
 
 
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
 def _is_image(entry: os.DirEntry[bytes]) -> bool:
     """Whether a file is an image by its name; a broken link is one (that cannot be read), a named pipe is none."""
-    suffix = os.path.splitext(entry.name)[1].decode("ascii", "replace").lower()
-    visible = not entry.name.startswith(b".")
-    return visible and suffix in SUFFIXES and (entry.is_file() or entry.is_symlink())
+    return _is_image_name(entry.name) and (entry.is_symlink() or entry.is_file())
+
+
+def _is_image_name(name: bytes) -> bool:
+    return not name.startswith(b".") and _suffix(name) in SUFFIXES
+
+
+def _is_archive(entry: os.DirEntry[bytes]) -> bool:
+    return not entry.name.startswith(b".") and _suffix(entry.name) == archives.SUFFIX and entry.is_file()
+
+
+def _suffix(name: bytes) -> str:
+    return os.path.splitext(name)[1].decode("ascii", "replace").lower()
 
 
 def _taken(folders: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -153,14 +206,15 @@ def _by_class(folders: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
     for name, same in by_name.items():
         if len(same) > 1:
             raise DataError(
-                f"Two folders are called {name!r}: {same[0]!r} and {same[1]!r}. A class is one folder of images; "
+                f"Two folders are called {name!r}: {same[0]!r} and {same[1]!r}. A class is one folder (or .tar) of images; "
                 "rename one, or move its images into the other."
             )
     return {name: tuple(_bytewise(folders[by_name[name][0]])) for name in _bytewise(list(by_name))}
 
 
 def _name(folder: str) -> str:
-    return folder.rpartition("/")[2]
+    name = folder.rpartition("/")[2]
+    return name[: -len(archives.SUFFIX)] if name.lower().endswith(archives.SUFFIX) else name
 
 
 def _bytewise(names: Sequence[str]) -> list[str]:

@@ -5,16 +5,18 @@ Symbols, here and in every module below: `B` episodes, `N` ways (classes), `K` s
 of fine-tuning. Leading dimensions `...` are batch. The label of a row is its position along `N`.
 """
 
-from leokit.leo.adaptation import Adapted, Draws, Gaussian, adapt, decode, descend, encode, predict
+from leokit.leo.adaptation import Adapted, Draws, Gaussian, Method, adapt, decode, descend, encode, predict
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss
 from leokit.leo.optimisation import clip_gradients, decay_gradients
-from leokit.leo.parameters import Parameters, initial_parameters
+from leokit.leo.parameters import Anchor, Parameters, initial_parameters
 
 __all__ = [
     "Adapted",
+    "Anchor",
     "Draws",
     "Gaussian",
     "MetaLoss",
+    "Method",
     "Parameters",
     "Penalties",
     "adapt",

@@ -15,13 +15,15 @@ The numbers are those of DeepMind's code, where it and the paper differ:
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from leokit.leo.parameters import Parameters
+from leokit.leo.parameters import Anchor, Parameters
 
 MIN_STD = 1e-10
 _PAIR_BLOCK = 2**25  # elements of the relation network's hidden layer that are held at once
@@ -30,11 +32,12 @@ _PAIR_BLOCK = 2**25  # elements of the relation network's hidden layer that are 
 class Draws(NamedTuple):
     """Every random number that adapting and predicting consume, drawn beforehand.
 
-    Noise is standard normal; masks are 0 or 1/(1 - dropout rate), and None stands for no dropout.
+    Noise is standard normal, and None stands for the mean; masks are 0 or 1/(1 - dropout rate), and None stands for no
+    dropout.
     """
 
-    codes: Tensor  # (..., N, C, Z)
-    weights: Tensor  # (..., T+1, N, C, D): one for each decode, the first before the latent loop
+    codes: Tensor | None = None  # (..., N, C, Z)
+    weights: Tensor | None = None  # (..., T+1, N, C, D): one for each decode, the first before the latent loop
     encoder_mask: Tensor | None = None  # (..., N, K, D)
     support_masks: Tensor | None = None  # (..., T+F, N, K, D): one for each gradient
     query_mask: Tensor | None = None  # (..., N, Q, D)
@@ -54,10 +57,27 @@ class Gaussian(NamedTuple):
     slope: Tensor
 
 
+@dataclass(frozen=True)
+class Method:
+    """How an episode is adapted to: the numbers of steps, and what a variant changes in Algorithm 1.
+
+    Attributes:
+        inner_steps: T, steps in latent space.
+        finetuning_steps: F, steps in weight space after it.
+        sampled: whether codes and weights are drawn in meta-training, with KL and encoder penalty in the objective.
+        encoded: whether codes come from the encoder; else they are standard normal draws that ignore the support set.
+    """
+
+    inner_steps: int = 5
+    finetuning_steps: int = 5
+    sampled: bool = True
+    encoded: bool = True
+
+
 class Adapted(NamedTuple):
     """What adapting gives: the classifier and how it came about."""
 
-    prior: Gaussian  # (..., N, Z): q(z|D), the encoder's distribution of codes
+    prior: Gaussian | None  # (..., N, Z): q(z|D), the encoder's distribution of codes, where there is an encoder
     codes: Tensor  # (..., N, C, Z): z
     adapted_codes: Tensor  # (..., N, C, Z): z'
     adapted_weights: Tensor  # (..., N, D): decoded from z', mean over the codes of a class
@@ -150,52 +170,74 @@ def descend(start: Tensor, rates: Tensor, steps: int, gradient: Callable[[Tensor
 
 
 def adapt(
-    parameters: Parameters, support: Tensor, *, inner_steps: int, finetuning_steps: int, draws: Draws | None = None
+    parameters: Parameters,
+    support: Tensor,
+    method: Method,
+    draws: Draws | None = None,
+    anchor: Anchor | None = None,
 ) -> Adapted:
     """The inner loops of Algorithm 1: from the support images of an episode to its classifier.
 
     Args:
         parameters: the model.
         support: (..., N, K, D) L2-normalised features.
-        inner_steps: T, steps in latent space.
-        finetuning_steps: F, steps in weight space after it.
-        draws: noise and dropout masks of meta-training, or of posterior sampling (`C` = 1, no masks). Without draws
-            codes and weights are the means of their distributions and nothing is random.
+        method: numbers of steps and variant.
+        draws: noise and dropout masks of meta-training, or of posterior sampling (`C` = 1, no masks), or the codes of a
+            method without encoder. What is not given is not random: codes and weights are then the means of their
+            distributions.
+        anchor: where there is one, decoded weights are a correction to the scaled class means.
 
     Returns:
         The classifier with its codes and weights before and after.
     """
+    given = draws or Draws()
     ways = support.shape[-3]
-    prior = encode(parameters, _masked(support, draws.encoder_mask if draws else None))
-    codes = prior.mean.unsqueeze(-2)  # (..., N, C, Z)
-    if draws:
-        codes = codes + prior.std.unsqueeze(-2) * draws.codes
+    prior, codes = _start(parameters, support, method, given)
     mean_part, std_part = (half.T for half in parameters.decoder.chunk(2, dim=1))  # (D, Z)
+    base = None if anchor is None else anchor.log_scale.exp() * normalize(support.mean(-2), dim=-1)  # (..., N, D)
 
     def sample_weights(point: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         """Weights (..., N, C, D) decoded from codes, and their derivative by the unnormalised deviation."""
-        if draws is None:
+        if given.weights is None:
             return point @ mean_part.T, None
-        decoded, noise = decode(parameters, point, ways), draws.weights.select(-4, step)
+        decoded, noise = decode(parameters, point, ways), given.weights.select(-4, step)
         return decoded.mean + decoded.std * noise, decoded.slope * noise
 
+    def classifier(decoded: Tensor) -> Tensor:
+        """The classifier (..., N, D) that decoded weights (..., N, C, D) stand for."""
+        mean = decoded.mean(-2)
+        return mean if anchor is None or base is None else base + anchor.gate * mean
+
     def images(step: int) -> Tensor:
-        masks = draws.support_masks if draws else None
+        masks = given.support_masks
         return _masked(support, None if masks is None else masks.select(-4, step))
 
     def code_gradient(point: Tensor, step: int) -> Tensor:
-        weights, sensitivity = sample_weights(point, step)
-        by_weights = support_gradient(weights.mean(-2), images(step)).unsqueeze(-2)  # (..., N, 1, D)
+        decoded, sensitivity = sample_weights(point, step)
+        by_weights = support_gradient(classifier(decoded), images(step)).unsqueeze(-2)  # (..., N, 1, D)
+        if anchor is not None:
+            by_weights = anchor.gate * by_weights
         by_mean = by_weights @ mean_part
         return by_mean if sensitivity is None else by_mean + (by_weights * sensitivity) @ std_part
 
     def weight_gradient(weights: Tensor, step: int) -> Tensor:
-        return support_gradient(weights, images(inner_steps + step))
+        return support_gradient(weights, images(method.inner_steps + step))
 
-    adapted_codes = descend(codes, parameters.inner_lr, inner_steps, code_gradient)
-    adapted_weights = sample_weights(adapted_codes, inner_steps)[0].mean(-2)
-    weights = descend(adapted_weights, parameters.finetuning_lr, finetuning_steps, weight_gradient)
+    adapted_codes = descend(codes, parameters.inner_lr, method.inner_steps, code_gradient)
+    adapted_weights = classifier(sample_weights(adapted_codes, method.inner_steps)[0])
+    weights = descend(adapted_weights, parameters.finetuning_lr, method.finetuning_steps, weight_gradient)
     return Adapted(prior, codes, adapted_codes, adapted_weights, weights)
+
+
+def _start(parameters: Parameters, support: Tensor, method: Method, draws: Draws) -> tuple[Gaussian | None, Tensor]:
+    """The distribution of the codes and the codes (..., N, C, Z) that adapting starts from."""
+    if not method.encoded:
+        if draws.codes is None:
+            raise ValueError("a method without encoder needs draws of its codes")
+        return None, draws.codes
+    prior = encode(parameters, _masked(support, draws.encoder_mask))
+    codes = prior.mean.unsqueeze(-2)
+    return prior, codes if draws.codes is None else codes + prior.std.unsqueeze(-2) * draws.codes
 
 
 def _masked(images: Tensor, mask: Tensor | None) -> Tensor:

@@ -50,6 +50,7 @@ def meta_training_draws(
     step: int,
     tasks: range,
     dropout: float,
+    sampled: bool = True,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Draws:
@@ -64,10 +65,11 @@ def meta_training_draws(
         step: number of the meta-training step.
         tasks: which of the step's tasks.
         dropout: rate; 0 draws no masks.
+        sampled: whether there is noise for codes and weights.
         dtype: of the result.
         device: of the result.
     """
-    noise = [shapes._codes, shapes._weights]
+    noise = [shapes._codes, shapes._weights] if sampled else []
     mask = [shapes._support, shapes._gradients, shapes._query] if dropout else []
     noise_count, mask_count = _count(noise), _count(mask)
     noise_words = -(-noise_count // 4) * 2  # 32 bits each, rounded up to a whole number of pairs of words
@@ -76,11 +78,10 @@ def meta_training_draws(
     for row, task in enumerate(tasks):
         bits[row] = randomness.words(words, seed, "noise", step, task)
     normal_bits = torch.from_numpy(bits[:, :noise_words].view(np.int32)).to(device)
-    normals = _split(randomness.normals(normal_bits).to(dtype), noise)
-    if not mask:
-        return Draws(*normals)
     mask_bits = torch.from_numpy(bits[:, noise_words:].view(np.int16)).to(device)
-    return Draws(*normals, *_split(randomness.masks(mask_bits, dropout).to(dtype), mask))
+    normals = _split(randomness.normals(normal_bits).to(dtype), noise) if noise else [None, None]
+    masks = _split(randomness.masks(mask_bits, dropout).to(dtype), mask) if mask else []
+    return Draws(*normals, *masks)
 
 
 def _count(shapes: list[tuple[int, ...]]) -> int:

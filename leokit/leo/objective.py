@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
-from leokit.leo.adaptation import Adapted, Draws, adapt, predict
-from leokit.leo.parameters import Parameters
+from leokit.leo.adaptation import Draws, Gaussian, Method, adapt, predict
+from leokit.leo.parameters import Anchor, Parameters
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,9 @@ def meta_loss(
     support: Tensor,
     query: Tensor,
     penalties: Penalties,
-    *,
-    inner_steps: int,
-    finetuning_steps: int,
-    draws: Draws | None,
+    method: Method,
+    draws: Draws | None = None,
+    anchor: Anchor | None = None,
 ) -> MetaLoss:
     """Mean over episodes of the query loss after adaptation, plus the weighted penalties.
 
@@ -50,17 +49,20 @@ def meta_loss(
         support: (..., N, K, D) L2-normalised features.
         query: (..., N, Q, D) likewise.
         penalties: weights of the terms.
-        inner_steps: T.
-        finetuning_steps: F.
-        draws: noise and masks of meta-training; without them KL and encoder penalty are 0, as in evaluation.
+        method: numbers of steps and variant.
+        draws: noise and masks of meta-training; without noise for the codes, as in evaluation, KL and encoder penalty
+            are 0.
+        anchor: of the anchored variant.
     """
-    adapted = adapt(parameters, support, inner_steps=inner_steps, finetuning_steps=finetuning_steps, draws=draws)
+    adapted = adapt(parameters, support, method, draws, anchor)
     mask = draws.query_mask if draws else None
     logits = predict(adapted.weights, query if mask is None else query * mask)  # (..., N, Q, N)
     query_loss, accuracy = score(logits)
     none = query_loss.new_zeros(())
-    kl = sampled_kl(adapted, draws.codes).mean() if draws else none
-    encoder_penalty = mse_loss(adapted.codes, adapted.adapted_codes.detach()) if draws else none
+    kl = encoder_penalty = none
+    if adapted.prior is not None and draws is not None and draws.codes is not None:
+        kl = sampled_kl(adapted.prior, adapted.codes, draws.codes).mean()
+        encoder_penalty = mse_loss(adapted.codes, adapted.adapted_codes.detach())
     l2 = sum((matrix.square().sum() for matrix in parameters.matrices()), start=none) / 2
     orthogonality = orthogonality_penalty(parameters.decoder)
     total = (
@@ -81,13 +83,13 @@ def score(logits: Tensor) -> tuple[Tensor, Tensor]:
     return loss.mean((-2, -1)), (logits.argmax(-1) == labels).sum((-2, -1)) / (ways * queries)
 
 
-def sampled_kl(adapted: Adapted, noise: Tensor) -> Tensor:
+def sampled_kl(prior: Gaussian, codes: Tensor, noise: Tensor) -> Tensor:
     """One-sample estimate of KL(q(z|D) ‖ N(0, I)) for every entry of the codes (..., N, C, Z).
 
     log q(z) is taken from the draw itself, -½ε² - log σ (the constants cancel), which stays exact where σ is at its
     floor and z - μ has no digits left.
     """
-    return (adapted.codes.square() - noise.square()) / 2 - adapted.prior.std.log().unsqueeze(-2)
+    return (codes.square() - noise.square()) / 2 - prior.std.log().unsqueeze(-2)
 
 
 def orthogonality_penalty(decoder: Tensor) -> Tensor:

@@ -39,6 +39,13 @@ class Parameters(NamedTuple):
         return self[:5]
 
 
+class Anchor(NamedTuple):
+    """What the anchored variant learns besides: the classifier is τ · class means + gate · decoded weights."""
+
+    log_scale: Tensor  # scalar, log τ
+    gate: Tensor  # scalar
+
+
 def initial_parameters(
     dim: int, num_latents: int, *, inner_lr: float, finetuning_lr: float, seed: int, dtype: torch.dtype = torch.float32
 ) -> Parameters:

@@ -1,11 +1,13 @@
 """Which classes (and which of their images) are for training, validation and test.
 
 `resolve` turns what a user names (a list of the package, a file, a folder of image lists, a random division) into
-`Splits`; `classes_seen` counts how many classes a backbone's weights were trained on. Knows no images, only names.
+`Splits`; `read_listing` tells what a list says by itself, and `coverage` how much of it a tree holds; `classes_seen`
+counts how many classes a backbone's weights were trained on. Knows no images, only names.
 """
 
+from leokit.splits.covering import Coverage, coverage
 from leokit.splits.lists import SPLIT_NAMES
-from leokit.splits.resolving import BUILT_IN, SPLITS_FILE, Splits, resolve
+from leokit.splits.resolving import BUILT_IN, SPLITS_FILE, Listing, Splits, read_listing, resolve
 from leokit.splits.seen import IMAGENET_1K, IMAGENET_21K, TRAINED_ON, UNKNOWN, WEB, classes_seen
 
 __all__ = [
@@ -17,7 +19,11 @@ __all__ = [
     "TRAINED_ON",
     "UNKNOWN",
     "WEB",
+    "Coverage",
+    "Listing",
     "Splits",
     "classes_seen",
+    "coverage",
+    "read_listing",
     "resolve",
 ]

@@ -3,7 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -55,6 +55,23 @@ class Splits:
         }
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a list says by itself, before any image tree is looked at.
+
+    Attributes:
+        classes: for each of train, val, test its class names, in bytewise order.
+        source: where it comes from, without any path.
+        called: how a message names it.
+        images: for each class whose images are listed, these rows; empty for a list of whole classes.
+    """
+
+    classes: Mapping[str, tuple[str, ...]]
+    source: str
+    called: str
+    images: Mapping[str, tuple[ListedImage, ...]] = field(default_factory=dict)
+
+
 def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str]], seed: int) -> Splits:
     """The splits that a user named, checked against the classes and images of a tree.
 
@@ -69,31 +86,38 @@ def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str
         DataError: nothing there to divide by; a class or image that is not in the tree, or is named twice; an empty
             split; too few classes for a random division; a list with another header.
     """
-    if spec is None:
-        return _from_tree(images, available)
-    if spec in BUILT_IN:
-        return _built_in(spec, available)
-    if spec.startswith("random:"):
+    if spec is not None and spec.startswith("random:"):
         return _random(spec, available, seed)
+    listing = read_listing(spec, images)
+    _check_present(listing, available)
+    splits = Splits(listing.classes, listing.source, _choose(listing.images, available))
+    note = _miniimagenet_note(splits, available) if listing.source == "miniimagenet" else None
+    return replace(splits, note=note)
+
+
+def read_listing(spec: str | None, images: Path | None = None) -> Listing:
+    """The classes of each split as a list gives them, whatever images there are.
+
+    Args:
+        spec: a name in `BUILT_IN`, a CSV file of classes, a folder of image lists, or None for the `splits.csv` in
+            the tree. A random division is none: it follows from a tree.
+        images: root of the image tree, where there is one.
+
+    Raises:
+        DataError: no such list, another header, a class in two splits, or an empty split.
+    """
+    if spec is None:
+        if images is None or not (images / SPLITS_FILE).is_file():
+            raise DataError(f"Nothing says which classes are for training, validation and test. Give {_WAYS_TO_SAY}.")
+        return _whole_classes(read_class_list(images / SPLITS_FILE), "class list")
+    if spec in BUILT_IN:
+        with as_file(files("leokit.splits") / f"{spec}.csv") as path:
+            return _whole_classes(read_class_list(path), spec)
     if os.path.isdir(spec):
-        return _from_image_lists(Path(spec), available)
+        return _image_lists(Path(spec))
     if os.path.isfile(spec):
-        return _whole_classes(read_class_list(Path(spec)), "class list", available)
+        return _whole_classes(read_class_list(Path(spec)), "class list")
     raise DataError(f"splits = {spec!r}: no such list, file or folder. Name {_WAYS_TO_SAY}.")
-
-
-def _from_tree(images: Path, available: Mapping[str, Sequence[str]]) -> Splits:
-    path = images / SPLITS_FILE
-    if not path.is_file():
-        raise DataError(f"Nothing says which classes are for training, validation and test. Give {_WAYS_TO_SAY}.")
-    return _whole_classes(read_class_list(path), "class list", available)
-
-
-def _built_in(name: str, available: Mapping[str, Sequence[str]]) -> Splits:
-    with as_file(files("leokit.splits") / f"{name}.csv") as path:
-        splits = _whole_classes(read_class_list(path), name, available)
-    note = _miniimagenet_note(splits, available) if name == "miniimagenet" else None
-    return Splits(splits.classes, splits.source, note=note)
 
 
 def _miniimagenet_note(splits: Splits, available: Mapping[str, Sequence[str]]) -> str | None:
@@ -132,36 +156,34 @@ def _random_sizes(spec: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _whole_classes(listed: Sequence[ListedClass], source: str, available: Mapping[str, Sequence[str]]) -> Splits:
+def _whole_classes(listed: Sequence[ListedClass], source: str) -> Listing:
     seen: dict[str, ListedClass] = {}
     for entry in listed:
         if entry.name in seen:
             raise _in_two_places(entry.name, seen[entry.name].split, entry.split, entry.where)
         seen[entry.name] = entry
-    _check_present(seen, source, available)
-    return Splits(_by_split({name: entry.split for name, entry in seen.items()}, source), source)
+    return Listing(_by_split({name: entry.split for name, entry in seen.items()}, source), source, source)
 
 
-def _from_image_lists(folder: Path, available: Mapping[str, Sequence[str]]) -> Splits:
-    listed = read_image_lists(folder)
+def _image_lists(folder: Path) -> Listing:
     split_of: dict[str, str] = {}
-    for entry in listed:
+    by_class = defaultdict(list)
+    for entry in read_image_lists(folder):
         if split_of.setdefault(entry.class_name, entry.split) != entry.split:
             raise _in_two_places(entry.class_name, split_of[entry.class_name], entry.split, entry.where)
-    _check_present(split_of, f"the image lists in {folder}", available)
-    chosen = _choose(listed, available)
-    return Splits(_by_split(split_of, f"the image lists in {folder}"), "image lists", chosen)
-
-
-def _choose(listed: Sequence[ListedImage], available: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The listed images of each class as paths of the tree."""
-    by_class = defaultdict(list)
-    for entry in listed:
         by_class[entry.class_name].append(entry)
+    called = f"the image lists in {folder}"
+    images = {name: tuple(by_class[name]) for name in _bytewise(by_class)}
+    return Listing(_by_split(split_of, called), "image lists", called, images)
+
+
+def _choose(
+    listed: Mapping[str, Sequence[ListedImage]], available: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """The listed images of each class as paths of the tree."""
     chosen, missing = {}, []
-    for name in _bytewise(by_class):
-        of_name = {PurePosixPath(image).name: image for image in available[name]}
-        found = {entry: _find(entry, of_name) for entry in by_class[name]}
+    for name, entries in listed.items():
+        found = find_images(entries, available[name])
         missing += [f"{entry.image!r} ({entry.where})" for entry, image in found.items() if image is None]
         chosen[name] = tuple(_bytewise(image for image in found.values() if image is not None))
         twice = [image for image, count in Counter(chosen[name]).items() if count > 1]
@@ -173,6 +195,12 @@ def _choose(listed: Sequence[ListedImage], available: Mapping[str, Sequence[str]
             "Complete the image tree, or take them off the list."
         )
     return chosen
+
+
+def find_images(entries: Sequence[ListedImage], images: Sequence[str]) -> dict[ListedImage, str | None]:
+    """For each row of an image list the image that it names, out of those of its class; None where it is not there."""
+    of_name = {PurePosixPath(image).name: image for image in images}
+    return {entry: _find(entry, of_name) for entry in entries}
 
 
 def _find(entry: ListedImage, of_name: Mapping[str, str]) -> str | None:
@@ -196,13 +224,13 @@ def _by_split(split_of: Mapping[str, str], source: str) -> dict[str, tuple[str, 
     return classes
 
 
-def _check_present(names: Iterable[str], source: str, available: Mapping[str, Sequence[str]]) -> None:
-    names = _bytewise(names)
+def _check_present(listing: Listing, available: Mapping[str, Sequence[str]]) -> None:
+    names = _bytewise(name for of_split in listing.classes.values() for name in of_split)
     missing = [name for name in names if name not in available]
     if missing:
         raise DataError(
-            f"{len(missing)} of the {len(names)} classes of {source} are not among the {len(available)} classes "
-            f"of the image tree, as {_a_few([repr(name) for name in missing])}. "
+            f"{len(missing)} of the {len(names)} classes of {listing.called} are not among the {len(available)} "
+            f"classes of the image tree, as {_a_few([repr(name) for name in missing])}. "
             "A class is a folder of images of that name."
         )
 

@@ -16,10 +16,9 @@ from leokit.baselines import class_mean
 from leokit.config import EvalConfig, MetaTrainConfig, identity, run_name
 from leokit.devices import resolve_device
 from leokit.engine.scoring import score
-from leokit.engine.training import leo_classifier
+from leokit.engine.training import classifier, learner_of
 from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count, require_enough
 from leokit.features import FeatureStore
-from leokit.leo import Parameters
 from leokit.metrics import Interval, mean_interval, paired_difference
 from leokit.provenance import information
 from leokit.runs import Run, check_same_backbone, open_run
@@ -157,13 +156,14 @@ def _score(
     assert config.ways and config.shots
     dtype = getattr(torch, trained.config.dtype)
     matrix = FeatureMatrix(store.load(config.split), device=device, dtype=dtype)
-    parameters = Parameters(*(value.detach().to(device) for value in trained.parameters))
+    parameters = {name: value.to(device) for name, value in trained.parameters.items()}
+    learner = learner_of(trained.config, store.dim)
     sampler = EpisodeSampler(matrix.offsets, ways=config.ways, seed=config.seed, purpose="evaluation")
     started = time.perf_counter()
     accuracies = score(
         matrix,
         sampler,
-        {trained.config.variant: leo_classifier(parameters, trained.config), BASELINE: class_mean},
+        {trained.config.variant: classifier(learner, parameters), BASELINE: lambda support, _: class_mean(support)},
         shots=config.shots,
         queries=queries,
         episodes=config.episodes,

@@ -57,7 +57,9 @@ def run(
     inputs = {"features": manifest.Input(store.id, str(store.folder))}
     identified = identity(config)
     with manifest.locked(folder):
-        if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite, may_grow="steps"):
+        if manifest.begin(
+            folder, SCHEMA, identified, inputs, overwrite=config.overwrite, reopen=manifest.grown("steps")
+        ):
             _say(on_message, manifest.already_done(folder))
             return open_run(folder)
         if not config.resume:
@@ -155,6 +157,7 @@ def _facts(config: MetaTrainConfig, store: FeatureStore, state: training.State) 
         "meta_trained_on": ["train"],
         "steps": state.step,
         "best_step": state.best_step,
+        "best_is_fallback": state.best_is_fallback,
         "val_accuracy": state.best_accuracy,
         "val_half_width": state.best_half_width,
     }

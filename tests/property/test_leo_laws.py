@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leokit.leo import Draws, Penalties, adapt, adaptation, initial_parameters, meta_loss, predict, reference
+from leokit.leo import Draws, Method, Penalties, adapt, adaptation, initial_parameters, meta_loss, predict, reference
 
 PENALTIES = Penalties(kl=0.7, encoder=0.03, l2=1e-3, orthogonality=0.2)
 sizes = st.fixed_dictionaries(
@@ -43,6 +43,7 @@ class Problem:
         self.parameters = initial_parameters(dim, latents, inner_lr=0.7, finetuning_lr=0.05, seed=seed, dtype=dtype)
         self.support = torch.nn.functional.normalize(torch.randn(episodes, ways, shots, dim, dtype=dtype), dim=-1)
         self.query = torch.nn.functional.normalize(torch.randn(episodes, ways, queries, dim, dtype=dtype), dim=-1)
+        self.method = Method(inner_steps, finetuning_steps)
         self.steps = {"inner_steps": inner_steps, "finetuning_steps": finetuning_steps}
 
         def mask(*shape):
@@ -59,9 +60,7 @@ class Problem:
 
     def loss(self, draws, select=slice(None)):
         chosen = Draws(*(value[select] for value in draws)) if draws else None
-        return meta_loss(
-            self.parameters, self.support[select], self.query[select], PENALTIES, **self.steps, draws=chosen
-        )
+        return meta_loss(self.parameters, self.support[select], self.query[select], PENALTIES, self.method, chosen)
 
     def twin(self, draws, index):
         chosen = Draws(*(value[index] for value in draws)) if draws else None
@@ -103,8 +102,8 @@ def test_permuting_classes_permutes_predictions(size, random):
     problem = Problem(**size)
     order = list(range(size["ways"]))
     random.shuffle(order)
-    adapted = adapt(problem.parameters, problem.support, **problem.steps)
-    permuted = adapt(problem.parameters, problem.support[:, order], **problem.steps)
+    adapted = adapt(problem.parameters, problem.support, problem.method)
+    permuted = adapt(problem.parameters, problem.support[:, order], problem.method)
     torch.testing.assert_close(permuted.weights, adapted.weights[:, order])
     logits = predict(adapted.weights, problem.query)
     torch.testing.assert_close(predict(permuted.weights, problem.query[:, order]), logits[:, order][..., order])
@@ -112,23 +111,23 @@ def test_permuting_classes_permutes_predictions(size, random):
 
 def test_the_order_of_shots_changes_nothing():
     problem = Problem(shots=4)
-    adapted = adapt(problem.parameters, problem.support, **problem.steps)
-    reordered = adapt(problem.parameters, problem.support[:, :, [2, 0, 3, 1]], **problem.steps)
+    adapted = adapt(problem.parameters, problem.support, problem.method)
+    reordered = adapt(problem.parameters, problem.support[:, :, [2, 0, 3, 1]], problem.method)
     torch.testing.assert_close(reordered.weights, adapted.weights)
 
 
 def test_giving_every_image_twice_changes_nothing():
     problem = Problem(shots=2)
-    adapted = adapt(problem.parameters, problem.support, **problem.steps)
-    doubled = adapt(problem.parameters, problem.support.repeat(1, 1, 2, 1), **problem.steps)
+    adapted = adapt(problem.parameters, problem.support, problem.method)
+    doubled = adapt(problem.parameters, problem.support.repeat(1, 1, 2, 1), problem.method)
     torch.testing.assert_close(doubled.weights, adapted.weights)
 
 
 def test_evaluation_draws_nothing():
     problem = Problem()
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
-    first = adapt(problem.parameters, problem.support, **problem.steps)
-    second = adapt(problem.parameters, problem.support, **problem.steps)
+    first = adapt(problem.parameters, problem.support, problem.method)
+    second = adapt(problem.parameters, problem.support, problem.method)
     assert torch.equal(first.weights, second.weights)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
@@ -148,9 +147,9 @@ def test_adapting_touches_no_gradient_and_no_input():
 def test_evaluation_needs_no_graph():
     problem = Problem()
     with torch.inference_mode():
-        adapted = adapt(problem.parameters, problem.support, **problem.steps)
+        adapted = adapt(problem.parameters, problem.support, problem.method)
     torch.testing.assert_close(
-        adapted.weights, adapt(problem.parameters, problem.support, **problem.steps).weights.detach()
+        adapted.weights, adapt(problem.parameters, problem.support, problem.method).weights.detach()
     )
 
 
@@ -159,9 +158,8 @@ def test_meta_gradient_is_right_by_finite_differences():
 
     def total(*parameters):
         moved = type(problem.parameters)(*parameters)
-        return meta_loss(
-            moved, problem.support, problem.query, Penalties(0.7, 0, 1e-3, 0.2), **problem.steps, draws=problem.draws
-        ).total
+        penalties = Penalties(0.7, 0, 1e-3, 0.2)
+        return meta_loss(moved, problem.support, problem.query, penalties, problem.method, problem.draws).total
 
     # The encoder penalty is left out: its stopped gradient is not the derivative of its value, on purpose.
     assert torch.autograd.gradcheck(total, tuple(problem.parameters), eps=1e-7, atol=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from leokit.leo import Draws, Parameters, Penalties, adapt, clip_gradients, meta_loss, predict, reference
+from leokit.leo import Draws, Method, Parameters, Penalties, adapt, clip_gradients, meta_loss, predict, reference
 
 VECTORS = Path(__file__).parent / "vectors"
 NAMES = {
@@ -88,9 +88,8 @@ def assert_gradients(vector, gradients, prefix):
 
 def test_fast_core_agrees_with_deepmind(vector):
     vector = Vector(vector)
-    loss = meta_loss(
-        vector.parameters, vector.support, vector.query, vector.penalties, **vector.steps, draws=vector.draws()
-    )
+    method = Method(**vector.steps)
+    loss = meta_loss(vector.parameters, vector.support, vector.query, vector.penalties, method, vector.draws())
     assert loss.total.item() == pytest.approx(float(vector.data["loss"]), abs=VALUE_TOLERANCE)
     assert loss.accuracy.item() == pytest.approx(float(vector.data["accuracy"]), abs=VALUE_TOLERANCE)
     gradients = torch.autograd.grad(loss.total, vector.parameters)
@@ -102,7 +101,7 @@ def test_intermediate_values_agree_with_deepmind(vector):
     vector = Vector(vector)
     if "latents" not in vector.data:
         pytest.skip("intermediate values are recorded for evaluation only")
-    adapted = adapt(vector.parameters, vector.support, **vector.steps)
+    adapted = adapt(vector.parameters, vector.support, Method(**vector.steps))
     shots = vector.config["shots"]
 
     def per_shot(value):

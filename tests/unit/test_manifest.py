@@ -15,8 +15,8 @@ CONFIG = {"steps": 3, "rate": 0.1}
 INPUTS = {"features": Input("abc", "/somewhere")}
 
 
-def make(folder, *, config=CONFIG, inputs=INPUTS, text="result", info=None, overwrite=False, may_grow=None):
-    found = manifest.begin(folder, SCHEMA, config, inputs, overwrite=overwrite, may_grow=may_grow)
+def make(folder, *, config=CONFIG, inputs=INPUTS, text="result", info=None, overwrite=False, reopen=None):
+    found = manifest.begin(folder, SCHEMA, config, inputs, overwrite=overwrite, reopen=reopen)
     if found:
         return found
     (folder / "result.txt").write_text(text)
@@ -70,10 +70,12 @@ def test_unfinished_work_goes_on_or_is_refused(tmp_path):
 def test_steps_may_grow_and_not_shrink(tmp_path):
     make(tmp_path / "a")
     with pytest.raises(ArtifactError, match=r"config\.steps: 3 → 2"):
-        make(tmp_path / "a", config={**CONFIG, "steps": 2}, may_grow="steps")
+        make(tmp_path / "a", config={**CONFIG, "steps": 2}, reopen=manifest.grown("steps"))
     with pytest.raises(ArtifactError, match=r"config\.rate"):
-        make(tmp_path / "a", config={"steps": 4, "rate": 0.2}, may_grow="steps")
-    assert manifest.begin(tmp_path / "a", SCHEMA, {**CONFIG, "steps": 4}, INPUTS, may_grow="steps") is None
+        make(tmp_path / "a", config={"steps": 4, "rate": 0.2}, reopen=manifest.grown("steps"))
+    assert (
+        manifest.begin(tmp_path / "a", SCHEMA, {**CONFIG, "steps": 4}, INPUTS, reopen=manifest.grown("steps")) is None
+    )
     assert (tmp_path / "a" / "result.txt").exists()
     with pytest.raises(ArtifactError, match="unfinished"):
         manifest.read(tmp_path / "a")

@@ -125,7 +125,7 @@ def test_divergence_names_step_and_episodes_and_keeps_the_state_before():
     state = fresh()
     take(replace(CONFIG, steps=4), state)
     with torch.no_grad():
-        state.parameters.decoder[0, 0] = float("nan")
+        state.parameters["decoder"][0, 0] = float("nan")
     kept = []
     with pytest.raises(training.Diverged, match=r"step 4 \(episodes 12 to 14\).*--on-nan decay"):
         training.train(
@@ -137,7 +137,7 @@ def test_divergence_names_step_and_episodes_and_keeps_the_state_before():
 def test_on_nan_decay_goes_on_as_deepminds_code():
     state = fresh()
     with torch.no_grad():
-        state.parameters.encoder[0, 0] = float("inf")
+        state.parameters["encoder"][0, 0] = float("inf")
     _, _, _ = take(replace(CONFIG, steps=2, on_nan="decay"), state)
     assert state.step == 2
 

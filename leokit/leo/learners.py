@@ -1,0 +1,235 @@
+"""The variants of Table 2 and leokit's own, as values: what is learned, the meta-objective, and the classifier.
+
+| variant | what it changes in Algorithm 1 |
+|---|---|
+| `leo` | nothing |
+| `no-finetuning` | no steps in weight space |
+| `deterministic` | codes and weights are means, also in meta-training; no KL, no encoder penalty |
+| `random-prior` | codes are standard normal draws that ignore the support set, at evaluation too |
+| `generator` | no steps at all: encode and decode |
+| `generator-finetuning` | no steps in latent space |
+| `meta-sgd` | no codes: a learned N × D start and learned rates in weight space |
+| `anchored` | the classifier is τ · class means + gate · decoded weights, through both loops |
+
+The first seven are the paper's; `anchored` is ours.
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leokit import randomness
+from leokit.errors import UsageError
+from leokit.leo.adaptation import Draws, Method, adapt, descend, predict, support_gradient
+from leokit.leo.draws import DrawShapes, meta_training_draws
+from leokit.leo.objective import MetaLoss, Penalties, meta_loss, score
+from leokit.leo.parameters import Anchor, Parameters, initial_parameters
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every learner is made from, as in the configuration of a run."""
+
+    ways: int
+    shots: int
+    queries: int
+    dim: int
+    num_latents: int
+    inner_steps: int
+    finetuning_steps: int
+    inner_lr: float
+    finetuning_lr: float
+    dropout: float
+    penalties: Penalties
+    seed: int
+    anchor_scale: float
+    anchor_gate: float
+
+
+class Learner(Protocol):
+    """A variant at work: it holds no tensors, so that one learner serves any number of parameter sets."""
+
+    def initial(self, dtype: torch.dtype) -> Tensors:
+        """The parameters before training, by name."""
+        ...
+
+    def draws(self, step: int, tasks: range, like: Tensor) -> Draws:
+        """Everything random that the tasks of a meta-training step consume, of the dtype and device of `like`."""
+        ...
+
+    def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
+        """The meta-objective of support (B, N, K, D) and query (B, N, Q, D)."""
+        ...
+
+    def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
+        """The classifiers (B, N, D) of evaluation, from support (B, N, K, D) of the episodes of these numbers."""
+        ...
+
+    def fallback(self, tensors: Tensors) -> Tensors | None:
+        """Parameters that give a plain method without learning, a candidate of selection; None where there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatentLearner:
+    """Every variant with codes: a method, and an anchor or none."""
+
+    settings: Settings
+    method: Method
+    anchored: bool = False
+
+    def initial(self, dtype: torch.dtype) -> Tensors:
+        """See `Learner`."""
+        settings = self.settings
+        parameters = initial_parameters(
+            settings.dim,
+            settings.num_latents,
+            inner_lr=settings.inner_lr,
+            finetuning_lr=settings.finetuning_lr,
+            seed=settings.seed,
+            dtype=dtype,
+        )
+        tensors = {name: value.detach() for name, value in parameters._asdict().items()}
+        if self.anchored:
+            tensors["log_scale"] = torch.tensor(log(settings.anchor_scale), dtype=dtype)
+            tensors["gate"] = torch.tensor(settings.anchor_gate, dtype=dtype)
+        return tensors
+
+    def draws(self, step: int, tasks: range, like: Tensor) -> Draws:
+        """See `Learner`."""
+        settings, method = self.settings, self.method
+        shapes = DrawShapes(
+            settings.ways,
+            settings.shots,
+            settings.queries,
+            settings.dim,
+            settings.num_latents,
+            method.inner_steps,
+            method.finetuning_steps,
+        )
+        return meta_training_draws(
+            shapes,
+            seed=settings.seed,
+            step=step,
+            tasks=tasks,
+            dropout=settings.dropout,
+            sampled=method.sampled,
+            dtype=like.dtype,
+            device=like.device,
+        )
+
+    def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
+        """See `Learner`."""
+        parameters, anchor = split_anchor(tensors)
+        return meta_loss(parameters, support, query, self.settings.penalties, self.method, draws, anchor)
+
+    def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
+        """See `Learner`."""
+        parameters, anchor = split_anchor(tensors)
+        draws = None if self.method.encoded else Draws(codes=self._prior_codes(support, numbers))
+        return adapt(parameters, support, self.method, draws, anchor).weights
+
+    def _prior_codes(self, support: Tensor, numbers: range) -> Tensor:
+        """Codes (B, N, 1, Z) drawn by (seed, number of the episode)."""
+        ways, latents = support.shape[-3], self.settings.num_latents
+        count = -(-ways * latents // 4) * 2  # words of 64 bits, a whole number of pairs
+        bits = np.stack([randomness.words(count, self.settings.seed, "prior", number) for number in numbers])
+        normals = randomness.normals(torch.from_numpy(bits.view(np.int32)))[:, : ways * latents]
+        return normals.view(-1, ways, 1, latents).to(support)
+
+    def fallback(self, tensors: Tensors) -> Tensors | None:
+        """See `Learner`: for the anchored variant the class means, a gate of 0 and steps of 0."""
+        if not self.anchored:
+            return None
+        still = {name: torch.zeros_like(tensors[name]) for name in ("gate", "finetuning_lr")}
+        return {name: still.get(name, value) for name, value in tensors.items()}
+
+
+def split_anchor(tensors: Tensors) -> tuple[Parameters, Anchor | None]:
+    """The parameters of LEO and, where there is one, the anchor."""
+    parameters = Parameters(**{name: tensors[name] for name in Parameters._fields})
+    if "gate" not in tensors:
+        return parameters, None
+    return parameters, Anchor(tensors["log_scale"], tensors["gate"])
+
+
+@dataclass(frozen=True)
+class MetaSGD:
+    """Adaptation in weight space alone from a learned start, by learned rates (Li et al. 2017, on the same features).
+
+    The steps are those of LEO's two loops together, so that both adapt as often.
+    """
+
+    settings: Settings
+
+    @property
+    def _steps(self) -> int:
+        return self.settings.inner_steps + self.settings.finetuning_steps
+
+    def initial(self, dtype: torch.dtype) -> Tensors:
+        """See `Learner`: a Glorot-uniform start."""
+        shape = (self.settings.ways, self.settings.dim)
+        limit = (6 / sum(shape)) ** 0.5
+        start = randomness.generator(self.settings.seed, "parameters").uniform(-limit, limit, shape)
+        return {
+            "start": torch.from_numpy(start).to(dtype),
+            "lr": torch.full(shape, self.settings.inner_lr, dtype=dtype),
+        }
+
+    def draws(self, step: int, tasks: range, like: Tensor) -> Draws:
+        """See `Learner`: dropout masks alone."""
+        learner = LatentLearner(self.settings, Method(0, self._steps, sampled=False))
+        return learner.draws(step, tasks, like)
+
+    def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
+        """See `Learner`: the query loss and the L2 penalty of the start."""
+        weights = self._adapt(tensors, support, draws.support_masks)
+        query_loss, accuracy = score(predict(weights, query if draws.query_mask is None else query * draws.query_mask))
+        l2, none = tensors["start"].square().sum() / 2, query_loss.new_zeros(())
+        total = query_loss.mean() + self.settings.penalties.l2 * l2
+        return MetaLoss(total, query_loss, accuracy, none, none, l2, none)
+
+    def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
+        """See `Learner`.
+
+        Raises:
+            UsageError: other ways than the start has.
+        """
+        trained = len(tensors["start"])
+        if support.shape[-3] != trained:
+            raise UsageError(f"--ways {support.shape[-3]}: a meta-sgd run is tested at its own {trained} ways only.")
+        return self._adapt(tensors, support, None)
+
+    def _adapt(self, tensors: Tensors, support: Tensor, masks: Tensor | None) -> Tensor:
+        def gradient(weights: Tensor, step: int) -> Tensor:
+            return support_gradient(weights, support if masks is None else support * masks.select(-4, step))
+
+        start = tensors["start"].expand(*support.shape[:-3], -1, -1)
+        return descend(start, tensors["lr"], self._steps, gradient)
+
+    def fallback(self, tensors: Tensors) -> Tensors | None:
+        """See `Learner`: there is none."""
+        return None
+
+
+def make_learner(variant: str, settings: Settings) -> Learner:
+    """The learner of a variant's name, see the table above."""
+    inner, finetuning = settings.inner_steps, settings.finetuning_steps
+    methods = {
+        "leo": Method(inner, finetuning),
+        "no-finetuning": Method(inner, 0),
+        "deterministic": Method(inner, finetuning, sampled=False),
+        "random-prior": Method(inner, finetuning, encoded=False),
+        "generator": Method(0, 0),
+        "generator-finetuning": Method(0, finetuning),
+        "anchored": Method(inner, finetuning),
+    }
+    if variant == "meta-sgd":
+        return MetaSGD(settings)
+    return LatentLearner(settings, methods[variant], anchored=variant == "anchored")

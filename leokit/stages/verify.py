@@ -1,0 +1,257 @@
+"""`leokit verify`: whether artifacts are whole, make sense, and were made from what is there now."""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from leokit import manifest
+from leokit.config import MetaTrainConfig, VerifyConfig, build, read_toml
+from leokit.errors import ArtifactError, LeokitError
+from leokit.features import FAILURES, store_faults
+from leokit.images.scan import escape
+from leokit.manifest import MANIFEST, UNFINISHED, Manifest
+from leokit.splits import SPLITS_FILE, read_listing
+from leokit.tables import read_table
+
+Progress = Callable[[int, int, str], None]
+Check = Callable[[Path, Manifest, Collection[str], Callable[[str], None]], Iterable[str]]
+
+_SHOWN = 3  # files that a note names
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about an artifact.
+
+    Attributes:
+        folder: where it lies.
+        schema: kind and version; None where the manifest cannot be read.
+        id: of the artifact.
+        files: how many files were checked.
+        faults: what is wrong, each beginning with the file.
+        notes: what is not wrong but worth knowing.
+    """
+
+    folder: Path
+    schema: str | None
+    id: str | None
+    files: int
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def run(config: VerifyConfig, *, on_progress: Progress | None = None) -> list[Verdict]:
+    """Check artifacts: every byte by its hash, then what is in the files, then what they were made from.
+
+    Args:
+        config: which artifacts.
+        on_progress: called with files checked, files in all and the name of the last one; a file of features counts
+            twice, for its hash and for its rows.
+    """
+    opened = [_open(folder) for folder in config.paths]
+    total, done = sum(_steps(found) for found in opened), 0
+
+    def step(name: str) -> None:
+        nonlocal done
+        done += 1
+        if on_progress:
+            on_progress(done, total, name)
+
+    return [
+        _verify(folder, found, step)
+        if isinstance(found, Manifest)
+        else Verdict(folder, None, None, 0, (str(found),), ())
+        for folder, found in zip(config.paths, opened, strict=True)
+    ]
+
+
+def _open(folder: Path) -> Manifest | ArtifactError:
+    try:
+        return manifest.read(folder)
+    except ArtifactError as error:
+        return error
+    except OSError as error:
+        return ArtifactError(f"{folder / MANIFEST} cannot be read: {error.strerror}.")
+
+
+def _steps(found: Manifest | ArtifactError) -> int:
+    if isinstance(found, ArtifactError):
+        return 0
+    rows = found.schema in _CHECKS and _CHECKS[found.schema] is _features_faults
+    return len(found.files) + rows * sum(name != FAILURES for name in found.files)
+
+
+def _verify(folder: Path, found: Manifest, step: Callable[[str], None]) -> Verdict:
+    faults, notes = [], []
+    if not manifest.is_verbatim(folder):
+        faults.append(f"{MANIFEST}: was altered (no value, but its bytes are not as they were written)")
+    damaged = manifest.file_faults(folder, found, step)
+    for name, fault in damaged.items():
+        if not found.files[name].in_id and not (folder / name).exists():
+            notes.append(f"{name} is missing; it is no part of the result")
+        else:
+            faults.append(f"{name}: {fault}")
+    check = _CHECKS.get(found.schema)
+    if check is None:
+        notes.append(f"beyond hashes and inputs there is no check for the kind {found.schema!r}")
+    else:
+        faults += _guarded(check, folder, found, damaged.keys(), step)
+    for wrong, text in _chain(found, "", {found.id}):
+        (faults if wrong else notes).append(text)
+    strays = _strays(folder, found)
+    if strays:
+        shown = ", ".join(strays[:_SHOWN]) + (", …" if len(strays) > _SHOWN else "")
+        notes.append(f"{len(strays)} files in its folder are not of it: {shown}")
+    return Verdict(
+        folder,
+        found.schema,
+        found.id,
+        len(found.files),
+        tuple(f"{folder}/{fault}" for fault in faults),
+        tuple(f"{folder}: {note}" for note in notes),
+    )
+
+
+def _guarded(
+    check: Check, folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> list[str]:
+    """The faults that a check finds; one more where the manifest lacks what the check goes by."""
+    faults = []
+    try:
+        for fault in check(folder, found, damaged, step):
+            faults.append(fault)
+    except (LeokitError, OSError, KeyError, TypeError, ValueError) as error:
+        faults.append(f"{MANIFEST}: is not that of a {found.schema} ({type(error).__name__}: {error})")
+    return faults
+
+
+def _chain(found: Manifest, trail: str, seen: set[str]) -> Iterator[tuple[bool, str]]:
+    """What has become of the inputs, and of theirs: whether it is wrong, and what to say."""
+    for role, entry in found.inputs.items():
+        name = f"{trail}{role}"
+        state, there = manifest.look_up(role, entry)
+        if state == "missing":
+            yield False, f"its input {name} ({entry.id[:12]}) is not at {entry.path}, seen from here: not compared"
+        elif state == "changed":
+            now = f"has the id {there.id[:12]}" if there else "is unfinished or damaged"
+            yield True, f"{MANIFEST}: its input {name} was {entry.id[:12]}, but {entry.path} {now} now"
+        elif there is not None and there.id not in seen:
+            seen.add(there.id)
+            yield from _chain(there, f"{name} → ", seen)
+
+
+def _strays(folder: Path, found: Manifest) -> list[str]:
+    known = {*found.files, MANIFEST, UNFINISHED}
+    names = (escape(os.fsencode(path.relative_to(folder))) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in names if name not in known)
+
+
+def _features_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterable[str]:
+    return store_faults(folder, found, damaged=damaged, on_file=step)
+
+
+def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]) -> Iterator[str]:
+    """What is wrong with the contents of a run."""
+    from leokit import runs  # torch, which checking features does without
+
+    config = build(MetaTrainConfig, found.config)
+    if runs.WEIGHTS not in damaged:
+        yield from _weights_faults(folder / runs.WEIGHTS, found.facts["dim"], config)
+    if runs.STATE in found.files and runs.STATE not in damaged:
+        try:
+            runs.load_state(folder / runs.STATE)
+        except (LeokitError, KeyError, ValueError) as error:
+            yield f"{runs.STATE}: cannot be read ({error})"
+    if runs.METRICS in found.files and runs.METRICS not in damaged:
+        yield from (f"{runs.METRICS}: {fault}" for fault in _metrics_faults(folder / runs.METRICS))
+    if runs.CONFIG in found.files and runs.CONFIG not in damaged:
+        given = {key: value for key, value in found.config.items() if value is not None}
+        changes = manifest.differences(given, read_toml(folder / runs.CONFIG, "meta-train"))
+        if changes:
+            yield f"{runs.CONFIG}: is not the configuration of the manifest ({'; '.join(changes)})"
+
+
+def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[str]:
+    import torch
+
+    from leokit.engine.training import learner_of
+    from leokit.runs import load_parameters
+
+    try:
+        tensors = load_parameters(path)
+    except LeokitError as error:
+        yield f"{path.name}: {error}"
+        return
+    fitting = learner_of(config, dim).initial(getattr(torch, config.dtype))
+    for name in sorted({*tensors, *fitting}):
+        if name not in tensors or name not in fitting:
+            yield f"{path.name}: {name} is {'missing' if name in fitting else 'nothing that the variant learns'}"
+        elif tensors[name].shape != fitting[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} instead of {tuple(fitting[name].shape)}"
+            yield f"{path.name}: {name} has the shape {shapes}, which {dim} features and the configuration ask for"
+        elif not tensors[name].isfinite().all():
+            yield f"{path.name}: {name} has values that are not finite"
+
+
+def _metrics_faults(path: Path) -> Iterator[str]:
+    steps = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            steps.append((number, int(json.loads(line)["step"])))
+        except (ValueError, KeyError, TypeError):
+            yield f"line {number} is no JSON object with a step"
+    for (_, before), (number, after) in pairwise(steps):
+        if after < before:
+            yield f"line {number} goes back from step {before} to {after}"
+
+
+def _eval_faults(folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]) -> Iterator[str]:
+    """What is wrong with the contents of an evaluation: its rows must give its summary."""
+    if damaged:
+        return
+    summary = json.loads((folder / "summary.json").read_bytes())
+    table = read_table(folder / "episodes.parquet")
+    methods = np.array(table.column("method").to_pylist())
+    episodes, accuracies = table.column("episode").to_numpy(), table.column("accuracy").to_numpy()
+    told = summary["accuracy"]
+    for method in sorted({*methods.tolist(), *told}):
+        rows = methods == method
+        if method not in told or not np.array_equal(np.sort(episodes[rows]), np.arange(summary["episodes"])):
+            yield (
+                f"episodes.parquet: {method!r} has {int(rows.sum())} rows, which are not the {summary['episodes']} "
+                "episodes of the summary"
+            )
+        elif not ((accuracies[rows] >= 0) & (accuracies[rows] <= 1)).all():
+            yield f"episodes.parquet: {method!r} has accuracies that are not from 0 to 1"
+        elif not np.isclose(accuracies[rows].mean(), told[method]["mean"], rtol=1e-9, atol=0):
+            mean = float(accuracies[rows].mean())
+            yield f"summary.json: the accuracy of {method!r} is {told[method]['mean']}, but its episodes give {mean}"
+
+
+def _demo_faults(folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]) -> Iterator[str]:
+    """What is wrong with a tree of images: its folders must be the classes of its list."""
+    images = [name for name in found.files if name != SPLITS_FILE]
+    folders = {name.rpartition("/")[0] for name in images}
+    if SPLITS_FILE not in damaged:
+        listed = {name for names in read_listing(None, folder).classes.values() for name in names}
+        for name in sorted(listed ^ folders):
+            state = "has images, but is not listed" if name in folders else "is listed, but has no image"
+            yield f"{SPLITS_FILE}: the class {name!r} {state}"
+    for what, there in (("classes", len(folders)), ("images", len(images))):
+        if found.facts[what] != there:
+            yield f"{MANIFEST}: says {found.facts[what]} {what}, but there are {there}"
+
+
+_CHECKS: dict[str, Check] = {
+    "leokit/features@1": _features_faults,
+    "leokit/run@1": _run_faults,
+    "leokit/eval@1": _eval_faults,
+    "leokit/demo@1": _demo_faults,
+}
