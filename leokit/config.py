@@ -47,6 +47,19 @@ Workers = Annotated[
 ]
 Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
 DEFAULT_WORK = Path("leokit-work")
+COMMANDS = (  # the tables that a config file may have
+    "demo",
+    "extract",
+    "import",
+    "meta-train",
+    "eval",
+    "inspect",
+    "verify",
+    "splits-list",
+    "splits-show",
+    "splits-check",
+    "bench-extract",
+)
 
 Triple = tuple[float, float, float]
 
@@ -234,7 +247,9 @@ class MetaTrainConfig:
     outer_lr: Annotated[float, Gt(0), Doc("Learning rate of Adam (η).")] = 1e-4
     anchor_scale: Annotated[float, Gt(0), Doc("Start of the scale of the class means (anchored).")] = 10.0
     anchor_gate: Annotated[float, Doc("Start of the gate on the correction (anchored).")] = 0.1
-    anchor_lr_factor: Annotated[float, Gt(0), Doc("Learning rate of scale and gate, as a multiple of --outer-lr.")] = 10.0
+    anchor_lr_factor: Annotated[float, Gt(0), Doc("Learning rate of scale and gate, as a multiple of --outer-lr.")] = (
+        10.0
+    )
     clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 0.1
     clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 0.1
     val_every: Annotated[int, Ge(1), Doc("Steps between validations.")] = 1000
@@ -371,8 +386,14 @@ def read_toml(path: Path, command: str) -> dict[str, Any]:
         raise UsageError(f"The config file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The config file {path} is no TOML: {error}.") from error
-    if any(isinstance(value, dict) for value in data.values()):
-        data = data.get(command, {})
+    tables = [key for key, value in data.items() if isinstance(value, dict)]
+    if tables and len(tables) < len(data):
+        loose = next(key for key in data if key not in tables)
+        raise UsageError(f"{path}: the key {loose!r} stands outside of the tables: put it into [{command}].")
+    unknown = [name for name in tables if name not in COMMANDS]
+    if unknown:
+        raise UsageError(f"{path}: unknown table [{unknown[0]}]; a table is one of {', '.join(COMMANDS)}.")
+    data = data.get(command, {}) if tables else data
     return {key.replace("-", "_"): value for key, value in data.items()}
 
 

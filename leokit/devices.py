@@ -6,15 +6,15 @@ from leokit.errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` stands for.
+    """The device that `auto` (CUDA where it is, else the CPU), `cpu`, `cuda`, `cuda:N` or `mps` stands for.
+
+    Nothing was tried on `mps`, so `auto` does not choose it.
 
     Raises:
         UsageError: an unknown name, or a device that this machine does not have.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

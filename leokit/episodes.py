@@ -22,6 +22,8 @@ from leokit.features import FeatureTable
 REST = 600  # images of a class that the reference's protocol uses: K for support, the rest for queries
 _POSITION_BITS = 20  # lowest bits of a key hold the position, so that no two keys are equal
 _LARGEST = 2**63 - 1
+_NORMALISED_ROWS = 4096  # rows that are normalised at a time
+_KEYS = 2**22  # keys of images that are drawn at a time
 
 
 class Rows(NamedTuple):
@@ -49,9 +51,12 @@ class FeatureMatrix:
         Raises:
             DataError: a feature is not finite.
         """
-        rows = torch.from_numpy(np.array(table.embeddings)).to(device, dtype)
-        # As tf.nn.l2_normalize: a row of zeros stays zero.
-        self.rows = rows.mul_(rows.square().sum(1, keepdim=True).clamp_min_(1e-12).rsqrt_())
+        rows = torch.empty(table.embeddings.shape, device=device, dtype=dtype)
+        for start in range(0, len(rows), _NORMALISED_ROWS):
+            block = torch.tensor(table.embeddings[start : start + _NORMALISED_ROWS], device=device, dtype=dtype)
+            # As tf.nn.l2_normalize: a row of zeros stays zero.
+            rows[start : start + len(block)] = block * block.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
+        self.rows = rows
         self.classes = table.classes
         self.offsets = torch.from_numpy(np.asarray(table.offsets, dtype=np.int64)).to(device)
         finite = self.rows.isfinite().all(1)
@@ -100,6 +105,13 @@ class EpisodeSampler:
             shots: K.
             queries: Q; K + Q images must be there in every class, see `require_enough`.
         """
+        at_once = max(1, _KEYS // (self.ways * self.longest))
+        if len(numbers) > at_once:
+            parts = [
+                self.draw(numbers[start : start + at_once], shots=shots, queries=queries)
+                for start in range(0, len(numbers), at_once)
+            ]
+            return Rows(*(torch.cat(values) for values in zip(*parts, strict=True)))
         classes, order_keys = self._keys(numbers)
         start = self.offsets[classes].unsqueeze(-1)
         support = _positions(order_keys.topk(shots, dim=-1, largest=False).values)

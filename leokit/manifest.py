@@ -140,6 +140,7 @@ def begin(
     *,
     overwrite: bool = False,
     reopen: Callable[[dict[str, Any], dict[str, Any]], bool] | None = None,
+    keep: bool = False,
     explain: Mapping[str, Callable[[], str]] | None = None,
 ) -> Manifest | None:
     """Make `folder` ready for an artifact, or find that it holds this very artifact already.
@@ -151,7 +152,9 @@ def begin(
         inputs: what it will be made from.
         overwrite: delete what another configuration made there.
         reopen: given what the artifact there is (schema, config and ids of inputs) and what is wanted, whether to go
-            on from it: then the folder becomes unfinished again, with all its files in place. See `grown`.
+            on from it, with all its files in place.
+        keep: whether a finished artifact that is gone on from can be used until the new one is finished; not where its
+            result files are replaced one by one.
         explain: for differences that values do not explain, as of hashes, by key: what to say in their place.
 
     Returns:
@@ -162,28 +165,35 @@ def begin(
         ArtifactError: the folder holds another artifact, or files that are none of leokit's.
     """
     wanted = _intent(schema, config, inputs)
-    found = _found_intent(folder)
-    finished = (folder / MANIFEST).exists()
-    if found is None:
+    finished, found = _intents(folder)
+    if finished is None and found is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtifactError(
                 f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out, or an empty folder."
             )
-    elif reopen and reopen(found, wanted):
+        found = wanted
+    found = found or finished
+    if found["schema"] != schema:
+        raise ArtifactError(f"{folder} holds a {found['schema']}, not a {schema}: choose another --out.")
+    if reopen and reopen(found, wanted):
         _write_json(folder / UNFINISHED, wanted)
-        (folder / MANIFEST).unlink(missing_ok=True)
+        if not keep:
+            (folder / MANIFEST).unlink(missing_ok=True)
         return None
-    elif found == wanted and finished and not overwrite:
+    if finished == wanted and not overwrite:
         manifest = read(folder, schema)
         check_files(folder, manifest)
         return manifest
-    elif found != wanted and not overwrite:
+    if found != wanted and not overwrite:
         changes = "; ".join(_explained(line, explain or {}) for line in differences(found, wanted))
         raise ArtifactError(
             f"{folder} holds another result than this command would make ({changes}). "
             "Use --overwrite to replace it, or --out to write elsewhere."
         )
-    elif found != wanted or finished:
+    if overwrite and (found != wanted or finished == wanted):
+        for entry in inputs.values():
+            if Path(entry.path).resolve().is_relative_to(folder.resolve()):
+                raise ArtifactError(f"{folder} holds what this command reads ({entry.path}): choose another --out.")
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / UNFINISHED, wanted)
@@ -246,30 +256,26 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def grown(key: str) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
-    """For `begin` to reopen what differs in nothing but a larger value of one key of the configuration, as steps."""
-
-    def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-        before, after = found.get("config", {}).get(key), wanted["config"].get(key)
-        same = {**found, "config": {**found.get("config", {}), key: after}} == wanted
-        return same and isinstance(before, int) and before < after
-
-    return reopen
-
-
 def _explained(difference: str, explain: Mapping[str, Callable[[], str]]) -> str:
     key = difference.partition(": ")[0]
     return f"{key}: {explain[key]()}" if key in explain else difference
 
 
-def _found_intent(folder: Path) -> dict[str, Any] | None:
-    """What the artifact in `folder`, finished or not, was meant to be; None where there is none."""
-    if (folder / MANIFEST).exists():
-        manifest = read(folder)
-        return _intent(manifest.schema, manifest.config, manifest.inputs)
-    if (folder / UNFINISHED).exists():
-        return _parse(folder / UNFINISHED)
-    return None
+def _intents(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What the finished artifact in `folder` was meant to be, and what the unfinished one; None where there is none.
+
+    There are both while a finished artifact is carried on: until that ends, the finished one can be used.
+    """
+    finished = unfinished = None
+    try:
+        if (folder / MANIFEST).exists():
+            manifest = read(folder)
+            finished = _intent(manifest.schema, manifest.config, manifest.inputs)
+        if (folder / UNFINISHED).exists():
+            unfinished = _parse(folder / UNFINISHED)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error} Delete the folder {folder} first.") from error
+    return finished, unfinished
 
 
 def finish(

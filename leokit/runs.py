@@ -65,6 +65,11 @@ def check_same_backbone(run: Run, store: FeatureStore) -> None:
     """
     ours = {"dim": run.facts["dim"], "backbone": run.facts["backbone"]}
     theirs = {"dim": store.dim, "backbone": store.facts["backbone"]}
+    if ours["backbone"] is None and run.manifest.inputs["features"].id != store.id:
+        raise ArtifactError(
+            f"The run {run.folder} was trained on features whose backbone is not recorded: it can be tested on those "
+            f"features only ({run.manifest.inputs['features'].id[:12]}), not on {store.folder} ({store.id[:12]})."
+        )
     changes = manifest.differences(ours, theirs)
     if changes:
         raise ArtifactError(
@@ -113,4 +118,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
         return load_tensors(path.read_bytes()), metadata
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged or missing ({error}): use --no-resume or make it again.") from error
+        raise ArtifactError(
+            f"{path} is damaged or missing ({error}): make it again with --no-resume --overwrite."
+        ) from error

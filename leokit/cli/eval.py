@@ -5,6 +5,7 @@ from typing import Any
 
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import EvalConfig
+from leokit.errors import UsageError
 
 
 def command(config: EvalConfig, output: Output) -> None:
@@ -14,6 +15,8 @@ def command(config: EvalConfig, output: Output) -> None:
     """
     from leokit.stages import evaluate
 
+    if config.runs and (config.run or (config.out and len(config.runs) > 1)):
+        raise UsageError("Name runs by position or one by --run, and --out with one run only.")
     configs = [replace(config, run=run, runs=()) for run in config.runs] or [config]
     if output.dry_run:
         plans = [evaluate.dry_run(one) for one in configs]
@@ -51,5 +54,6 @@ def _protocol(summary: dict[str, Any]) -> str:
     queries = known.get(summary["queries"], f"{summary['queries']} images of a class")
     return (
         f"{summary['ways']}-way {summary['shots']}-shot: {summary['episodes']} episodes of {summary['classes']} "
-        f"{summary['split']} classes, {queries} as queries; the interval covers the sampling of episodes on these classes."
+        f"{summary['split']} classes, {queries} as queries; the interval covers the sampling of episodes on these "
+        "classes."
     )

@@ -38,12 +38,12 @@ def command(config: InspectConfig, output: Output) -> None:
 
 def _tables(found: "Inspection", *, classes: bool) -> Iterator[TableData]:
     size = f"{found.files['number']} ({_size(found.files['bytes'])})"
-    about = [["folder", str(found.folder)], ["id", found.id or "(none yet)"], ["files", size]]
+    about = [["folder", str(found.folder)], ["state", "finished" if found.finished else "unfinished"]]
+    about += [["id", found.id or "none yet"], ["files", size]]
     about += _flat({key: value for key, value in found.info.items() if key != "command"})
     if "command" in found.info:
         about.append(["command", " ".join(map(str, found.info["command"]))])
-    title = found.schema if found.finished else f"{found.schema}, unfinished"
-    yield TableData(title, ["", ""], about, numeric=False)
+    yield TableData(found.schema, ["", ""], about, numeric=False)
     if found.inputs:
         rows = [
             [role, (entry["id"] or "")[:12], entry["path"] or "", _STATES[entry["state"]]]

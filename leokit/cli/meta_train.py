@@ -22,12 +22,12 @@ def command(config: MetaTrainConfig, output: Output) -> None:
         return
     with output.progress("Meta-training") as progress:
         run = meta_train.run(config, on_progress=progress, on_message=output.note)
-    facts = run.facts
+    facts, info = run.facts, run.manifest.info
     rows = [
         ["run", str(run.folder)],
         ["id", run.id[:12]],
         ["features", _features(facts)],
-        ["steps", f"{facts['steps']} in {run.manifest.info['seconds']:.0f} s"],
+        ["steps", f"{facts['steps']} ({info['steps_taken']} of them now, in {info['seconds']:.0f} s)"],
         ["best step", str(facts["best_step"])],
         [
             "meta-val accuracy",

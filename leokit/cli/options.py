@@ -4,6 +4,7 @@ A subcommand's options are the fields of its configuration class, so that names,
 """
 
 import inspect
+import json
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass
@@ -81,7 +82,8 @@ def _run(
     try:
         config = layered(table, kind, given, shown["config"], output.note)
         if shown["print_config"]:
-            output.text(to_toml({key: _plain(value) for key, value in asdict(config).items()}))
+            plain = {key: _plain(value) for key, value in asdict(config).items()}
+            output.text(json.dumps(plain) + "\n" if output.json else to_toml(plain))
         else:
             body(config, output)
     except LeokitError as error:
@@ -89,6 +91,11 @@ def _run(
             traceback.print_exc()
         output.error(str(error))
         return error.exit_code
+    except OSError as error:
+        if output.common.verbose:
+            traceback.print_exc()
+        output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")
+        return LeokitError.exit_code
     except KeyboardInterrupt:
         output.error("Interrupted. What was finished is kept: the same command goes on from there.")
         return Interrupted.exit_code
@@ -101,18 +108,18 @@ def layered(
     """The configuration from flags and environment (`given`), before a file, before a preset, before the defaults."""
     values = {**(read_toml(file, name) if file else {}), **given}
     if kind is MetaTrainConfig:
-        shots = values.get("shots", MetaTrainConfig.shots)
         preset = values.get("preset")
-        if preset is None and isinstance(shots, int):
+        if preset is None:
+            shots = build(MetaTrainConfig, values).shots
             preset = nearest_preset(shots)
-            if file is None:
-                note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
-        if preset is not None:
-            values = {**read_preset(str(preset)), **values, "preset": preset}
+            note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
+        values = {**read_preset(str(preset)), **values, "preset": preset}
     return build(kind, values)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

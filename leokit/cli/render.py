@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from leokit.cli.options import Common
 
+_WIDE = 110  # columns of a terminal that has room for a bar
 PLAIN_SECONDS = 10.0  # between lines of progress where stderr is no terminal
 Progress = Callable[[int, int, str], None]
 
@@ -91,25 +92,27 @@ class Output:
 
     @contextmanager
     def _bar(self, what: str) -> Iterator[Progress]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+        from rich.table import Column
 
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[status]}"),
+        console = self._console(stderr=True)
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description} {task.completed}/{task.total} {task.fields[rate]}", table_column=_fixed()),
+            TextColumn("{task.fields[left]}", table_column=_fixed()),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         ]
+        if console.width >= _WIDE:
+            columns.insert(1, BarColumn(bar_width=20))
         started, first = time.monotonic(), None
-        with Progress(*columns, console=self._console(stderr=True), transient=True, expand=True) as bar:
-            task = bar.add_task(what, total=None, rate="", status="")
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(what, total=None, rate="", left="", status="")
 
             def move(done: int, total: int, text: str = "") -> None:
                 nonlocal first
                 first = done if first is None else first
-                rate = _rate(done - first, time.monotonic() - started)
-                bar.update(task, completed=done, total=total, rate=rate, status=text)
+                seconds = time.monotonic() - started
+                rate, left = _rate(done - first, seconds), _left(done - first, total - done, seconds)
+                bar.update(task, completed=done, total=total, status=text, rate=rate, left=left)
 
             yield move
 
@@ -142,10 +145,31 @@ def _lines(what: str) -> Progress:
         if now - last < PLAIN_SECONDS and not (done == total and now - started > 2):
             return
         last = now
-        parts = [f"{what}: {done}/{total}", _rate(done - first, now - started), text]
+        seconds = now - started
+        parts = [
+            f"{what}: {done}/{total}",
+            _rate(done - first, seconds),
+            _left(done - first, total - done, seconds),
+            text,
+        ]
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     return move
+
+
+def _fixed() -> Any:
+    from rich.table import Column
+
+    return Column(no_wrap=True, overflow="crop")
+
+
+def _left(done: int, remaining: int, seconds: float) -> str:
+    """The time that is left at the rate so far, as `1:02:03 left`."""
+    if not done or not remaining:
+        return ""
+    minutes, rest = divmod(round(remaining * seconds / done), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
 
 
 def _rate(done: int, seconds: float) -> str:

@@ -78,7 +78,7 @@ def _score_block(
 def _accuracy(logits: Tensor) -> Tensor:
     """(B,) float64 from logits (B, N, Q, N)."""
     labels = torch.arange(logits.shape[-1], device=logits.device)[:, None]
-    return (logits.argmax(-1) == labels).double().mean((-2, -1))
+    return (logits.argmax(-1) == labels).cpu().double().mean((-2, -1))
 
 
 def _accuracy_on_others(features: FeatureMatrix, rows: Rows, weights: Tensor) -> Tensor:
@@ -87,12 +87,12 @@ def _accuracy_on_others(features: FeatureMatrix, rows: Rows, weights: Tensor) ->
     The rows of a class are contiguous, so the logits of all episodes that hold the class are one matrix product.
     """
     episodes, ways = rows.classes.shape
-    result = torch.zeros(episodes, ways, dtype=torch.float64, device=weights.device)
+    result = torch.zeros(episodes, ways, dtype=torch.float64)
     for number in torch.unique(rows.classes).tolist():
         start, stop = features.offsets[number : number + 2].tolist()
         episode, label = (rows.classes == number).nonzero(as_tuple=True)  # (M,) episodes that hold the class
         logits = features.rows[start:stop] @ weights[episode].flatten(0, 1).T  # (n, M·N)
         right = torch.unflatten(logits, 1, (-1, ways)).argmax(-1) == label  # (n, M)
         right.scatter_(0, rows.support[episode, label].T - start, False)
-        result[episode, label] = right.sum(0).double() / (stop - start - rows.support.shape[-1])
+        result[episode.cpu(), label.cpu()] = right.sum(0).cpu().double() / (stop - start - rows.support.shape[-1])
     return result.mean(1)

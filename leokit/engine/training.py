@@ -167,7 +167,6 @@ def train(
     if state.step == 0:
         _validate(config, state, validation, report)
         keep(state)
-    text = ""
     while state.step < config.steps:
         try:
             state.sums += steps.take(state)
@@ -175,15 +174,15 @@ def train(
             keep(state)
             raise
         state.step += 1
+        text = _progress_text(state)
         if state.step % REPORT_EVERY == 0:
             means = dict(zip(TERMS, (state.sums / REPORT_EVERY).tolist(), strict=True))
             report({"step": state.step, **means})
             state.sums.zero_()
-            text = f"loss {means['loss']:.3f}  accuracy {means['accuracy']:.1%}"
         if state.step % config.val_every == 0:
             _validate(config, state, validation, report)
             keep(state)
-        on_step(state.step, f"{text}  best val {state.best_accuracy:.2%} at {state.best_step}")
+        on_step(state.step, text)
         if stop_requested() and state.step < config.steps:
             keep(state)
             return False
@@ -192,6 +191,13 @@ def train(
         keep(state)
         _validate(config, state, validation, report)
     return True
+
+
+def _progress_text(state: State) -> str:
+    """How training goes, from the steps since the last report, in few letters."""
+    count = (state.step - 1) % REPORT_EVERY + 1
+    means = dict(zip(TERMS, (state.sums / count).tolist(), strict=True))
+    return f"loss {means['loss']:.2f} acc {means['accuracy']:.0%} val {state.best_accuracy:.1%} at {state.best_step}"
 
 
 class _Steps:
@@ -230,12 +236,12 @@ class _Steps:
             parameter.grad = gradient
         state.optimiser.step()
         terms = (loss.total, loss.query_loss.mean(), loss.accuracy.mean(), *loss[3:])
-        return torch.stack([term.detach().double() for term in terms]).cpu()
+        return torch.stack([term.detach() for term in terms]).cpu().double()
 
     def _checked(self, step: int, loss: Tensor, gradients: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
         """The gradients, or what `on_nan` asks for where loss or gradients are no numbers."""
-        total = math.fsum(value.sum().item() for value in (loss, *gradients))
-        if math.isfinite(total):
+        # A sum is finite only where every entry is; one number is fetched from the device, not one for each tensor.
+        if math.isfinite(torch.stack([value.detach().double().sum() for value in (loss, *gradients)]).sum().item()):
             return gradients
         if self.config.on_nan == "decay":
             # As in DeepMind's code infinities do not count: clipping takes care of them.
@@ -244,8 +250,8 @@ class _Steps:
         first = step * self.config.meta_batch
         raise Diverged(
             f"The loss or a gradient of step {step} (episodes {first} to {first + self.config.meta_batch - 1}) is not "
-            f"finite (loss {loss.item()}). The state before it is kept. Lower --outer-lr or --inner-lr, or use "
-            "--on-nan decay to go on as DeepMind's code does."
+            f"finite (loss {loss.item()}). The state before it is kept. Start anew (--overwrite) with a lower "
+            "--outer-lr or --inner-lr, or with --on-nan decay, which goes on as DeepMind's code does."
         )
 
 

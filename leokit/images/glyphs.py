@@ -12,11 +12,15 @@ of the fonts that they share.
 
 import importlib.util
 import math
+import os
+import signal
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +164,26 @@ def _run(tasks: list[_Task], workers: int) -> Iterator[list[str]]:
         yield from map(_write_class, tasks)
         return
     # spawn: a forked process would inherit the threads' locks of a parent that has used torch
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+    count = min(workers, len(tasks))
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_become_worker) as pool:
         try:
             for future in as_completed([pool.submit(_write_class, task) for task in tasks]):
                 yield future.result()
         finally:  # after an error or Ctrl-C, do not draw the rest first
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _become_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 def _write_class(task: _Task) -> list[str]:

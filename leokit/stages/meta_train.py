@@ -57,9 +57,8 @@ def run(
     inputs = {"features": manifest.Input(store.id, str(store.folder))}
     identified = identity(config)
     with manifest.locked(folder):
-        if manifest.begin(
-            folder, SCHEMA, identified, inputs, overwrite=config.overwrite, reopen=manifest.grown("steps")
-        ):
+        goes_on = _goes_on(folder, resume=config.resume)
+        if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite, reopen=goes_on, keep=True):
             _say(on_message, manifest.already_done(folder))
             return open_run(folder)
         if not config.resume:
@@ -82,7 +81,7 @@ def run(
             results=[WEIGHTS],
             extras=[CONFIG, METRICS, STATE],
             facts=_facts(config, store, state),
-            info=information(started=started, device=device, first_step=first),
+            info=information(started=started, device=device, steps_taken=state.step - first),
         )
         return open_run(folder)
 
@@ -90,6 +89,18 @@ def run(
 def _say(on_message: Callable[[str], None] | None, text: str) -> None:
     if on_message:
         on_message(text)
+
+
+def _goes_on(folder: Path, *, resume: bool) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
+    """For `manifest.begin`: a run goes on where nothing but the steps differ, and no fewer are wanted than were done."""
+    done = load_state(folder / STATE)[1]["step"] if resume and (folder / STATE).exists() else 0
+
+    def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+        steps = wanted["config"]["steps"]
+        same = {**found, "config": {**found["config"], "steps": steps}} == wanted
+        return resume and same and found != wanted and steps >= done
+
+    return reopen
 
 
 def _forget(folder: Path) -> None:

@@ -59,7 +59,7 @@ def leokit_process(tmp_path):
     return call
 
 
-def make_store(folder: Path, *, classes=(12, 6, 6), images=24, dim=96, seed=0, spread=0.6, **facts):
+def make_store(folder: Path, *, classes=(12, 6, 6), images=24, dim=96, seed=0, spread=4.0, **facts):
     """A store of separable classes; `facts` go to `write_store`."""
     rng = np.random.default_rng(seed)
     splits = {}

@@ -5,14 +5,21 @@ import shutil
 import signal
 import subprocess
 import time
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 
+from leokit.config import Variant
+from leokit.runs import load_state
 from tests.e2e.conftest import COMMAND, make_store
 
 TRAIN = ("meta-train", "--steps", 30, "--val-every", 10, "--val-episodes", 20, "--val-queries", 5, "--queries", 5)
 EVAL = ("eval", "--episodes", 60, "--queries", 5)
+
+
+def last_state(folder):
+    return (folder / "last/state.safetensors").read_bytes()
 
 
 def test_defaults_fit_together(leokit_process, features, tmp_path):
@@ -66,20 +73,76 @@ def test_killed_and_restarted_equals_uninterrupted(leokit, features, tmp_path):
             assert process.returncode == 130, errors
             assert "goes on from there" in errors
     resumed = json.loads(leokit(*TRAIN, "--out", "cut", "--steps", 400, "--json").stdout)
+    assert whole["best_step"] > 0  # else untrained weights would be compared
     assert resumed["id"] == whole["id"]
+    assert last_state(tmp_path / "cut") == last_state(tmp_path / "whole")
     assert (tmp_path / "cut/metrics.jsonl").read_text() == lines
 
 
 def test_training_longer_is_the_same_command_with_more_steps(leokit, features, tmp_path):
+    leokit(*TRAIN, "--out", "short")
     short = json.loads(leokit(*TRAIN, "--json").stdout)
     longer = json.loads(leokit(*TRAIN, "--json", "--steps", 34).stdout)
     longer = json.loads(leokit(*TRAIN, "--json", "--steps", 50).stdout)
     at_once = json.loads(leokit(*TRAIN, "--json", "--steps", 50, "--out", "at-once").stdout)
     assert short["id"] != longer["id"] == at_once["id"]
-    lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in (longer["out"], "at-once")]
-    assert lines[0] == lines[1]
+    folders = [tmp_path / folder for folder in (longer["out"], "at-once")]
+    assert last_state(folders[0]) == last_state(folders[1]) != last_state(tmp_path / "short")
+    assert len({(folder / "metrics.jsonl").read_text() for folder in folders}) == 1
     refused = leokit(*TRAIN, "--steps", 40, code=4)
     assert "steps: 50 → 40" in refused.stderr
+
+
+def test_a_finished_run_can_be_used_while_it_trains_longer(leokit, features, tmp_path):
+    leokit(*TRAIN)
+    trained = leokit(*EVAL, "--json").stdout
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, TRAIN), "--steps", "100000"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "Going on from step 30" in line:
+            break
+    time.sleep(1)
+    process.kill()
+    process.communicate()
+    assert leokit(*EVAL, "--json").stdout == trained
+    assert "Already done" in leokit(*TRAIN).stderr
+    state = load_state(tmp_path / "leokit-work/runs/leo-5way-1shot/last/state.safetensors")[1]["step"]
+    leokit(*TRAIN, "--steps", state + 20)  # fewer than were asked for, more than were done
+
+
+def test_no_resume_does_not_throw_a_finished_run_away(leokit, features):
+    leokit(*TRAIN)
+    assert "--overwrite" in leokit(*TRAIN, "--steps", 60, "--no-resume", code=4).stderr
+    assert "30 of them now" not in leokit(*TRAIN, "--steps", 60, "--no-resume", "--overwrite").stdout
+
+
+def test_overwriting_spares_inputs_other_kinds_and_files_of_the_user(leokit, features, tmp_path):
+    leokit(*TRAIN)
+    run = tmp_path / "leokit-work/runs/leo-5way-1shot"
+    assert "holds a leokit/features@1" in leokit(*TRAIN, "--out", features.folder, "--overwrite", code=4).stderr
+    assert "holds a leokit/run@1" in leokit(*EVAL, "--out", run, "--overwrite", code=4).stderr
+    (run / "notes.txt").write_text("mine")
+    leokit(*TRAIN, "--seed", 1, "--out", run, "--overwrite")
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_written_is_one_line(leokit, features, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in leokit(*TRAIN, "--out", "file/run", code=4).stderr
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_every_variant_trains_and_is_tested(leokit, features, variant):
+    trained = json.loads(leokit(*TRAIN, "--variant", variant, "--json").stdout)
+    tested = json.loads(leokit(*EVAL, "--run", trained["out"], "--json").stdout)
+    assert set(tested["accuracy"]) == {variant, "class-mean"}
+    assert 0.1 < tested["accuracy"][variant]["mean"] < 1
+
+
+@pytest.mark.parametrize("steps", [("--inner-steps", 0), ("--finetuning-steps", 0)])
+def test_loops_may_be_left_out(leokit, features, steps):
+    leokit(*TRAIN, *steps)
 
 
 def test_other_hyper_parameters_are_refused_and_overwritten_on_request(leokit, features):
@@ -94,6 +157,8 @@ def test_other_ways_shots_and_all_queries(leokit, features):
     leokit(*TRAIN)
     leokit(*EVAL, "--run", "leokit-work/runs/leo-5way-1shot", "--ways", 6, "--shots", 3, "--queries", "all")
     both = leokit(*EVAL, "leokit-work/runs/leo-5way-1shot", "leokit-work/runs/leo-5way-1shot", "--json")
+    assert "--run" in leokit(*EVAL, "a", "--run", "b", code=2).stderr
+    assert "--out" in leokit(*EVAL, "a", "b", "--out", "c", code=2).stderr
     assert len(json.loads(both.stdout)["evaluations"]) == 2
 
 
@@ -120,6 +185,8 @@ def test_rank_of_flag_variable_file_and_preset(leokit, features, tmp_path):
         (("meta-train", "--preset", "imagenet"), 2, "miniimagenet-1shot"),
         (("meta-train", "--device", "tpu"), 2, "Unknown device"),
         (("meta-train", "--config", "bad.toml"), 2, "Unknown key 'stepz'"),
+        (("meta-train", "--config", "loose.toml"), 2, "'shots' stands outside of the tables"),
+        (("meta-train", "--config", "table.toml"), 2, "unknown table [meta_train]"),
         (("meta-train", "--config", "missing.toml"), 2, "cannot be read"),
         (("meta-train", "--shots", "20"), 3, "'train00' of the train split has 24 images, but 20 shots + 15 queries"),
         (("meta-train", "--ways", "7"), 3, "The val split has 6 classes"),
@@ -129,6 +196,8 @@ def test_rank_of_flag_variable_file_and_preset(leokit, features, tmp_path):
 )
 def test_bad_input_is_one_line_with_its_exit_code(leokit, features, tmp_path, arguments, code, words):
     (tmp_path / "bad.toml").write_text("stepz = 5\n")
+    (tmp_path / "loose.toml").write_text("shots = 5\n[eval]\nepisodes = 9\n")
+    (tmp_path / "table.toml").write_text("[meta_train]\nsteps = 9\n")
     done = leokit(*arguments, code=code)
     assert words in done.stderr
     assert not (tmp_path / "leokit-work/runs").exists()
@@ -179,7 +248,7 @@ def test_a_finished_run_needs_no_state_and_a_damaged_state_is_named(leokit, feat
     (tmp_path / "cut/last/state.safetensors").write_bytes(b"not tensors")
     done = leokit(*TRAIN, "--out", "cut", "--steps", 40, code=4)
     assert "--no-resume" in done.stderr
-    leokit(*TRAIN, "--out", "cut", "--steps", 40, "--no-resume")
+    leokit(*TRAIN, "--out", "cut", "--steps", 40, "--no-resume", "--overwrite")
 
 
 def test_dry_runs_write_nothing(leokit, features, tmp_path):

@@ -15,8 +15,8 @@ CONFIG = {"steps": 3, "rate": 0.1}
 INPUTS = {"features": Input("abc", "/somewhere")}
 
 
-def make(folder, *, config=CONFIG, inputs=INPUTS, text="result", info=None, overwrite=False, reopen=None):
-    found = manifest.begin(folder, SCHEMA, config, inputs, overwrite=overwrite, reopen=reopen)
+def make(folder, *, config=CONFIG, inputs=INPUTS, text="result", info=None, overwrite=False):
+    found = manifest.begin(folder, SCHEMA, config, inputs, overwrite=overwrite)
     if found:
         return found
     (folder / "result.txt").write_text(text)
@@ -67,18 +67,37 @@ def test_unfinished_work_goes_on_or_is_refused(tmp_path):
         manifest.begin(folder, SCHEMA, {**CONFIG, "steps": 4}, INPUTS)
 
 
-def test_steps_may_grow_and_not_shrink(tmp_path):
-    make(tmp_path / "a")
-    with pytest.raises(ArtifactError, match=r"config\.steps: 3 → 2"):
-        make(tmp_path / "a", config={**CONFIG, "steps": 2}, reopen=manifest.grown("steps"))
-    with pytest.raises(ArtifactError, match=r"config\.rate"):
-        make(tmp_path / "a", config={"steps": 4, "rate": 0.2}, reopen=manifest.grown("steps"))
-    assert (
-        manifest.begin(tmp_path / "a", SCHEMA, {**CONFIG, "steps": 4}, INPUTS, reopen=manifest.grown("steps")) is None
-    )
+@pytest.mark.parametrize("keep", [False, True])
+def test_going_on_from_a_finished_artifact_is_for_the_caller_to_decide(tmp_path, keep):
+    finished = make(tmp_path / "a")
+    more = {**CONFIG, "steps": 4}
+
+    def reopen(found, wanted):
+        return found["config"]["steps"] < wanted["config"]["steps"]
+
+    for config in ({**CONFIG, "steps": 2}, {**CONFIG, "rate": 0.2}):
+        with pytest.raises(ArtifactError, match="another result"):
+            manifest.begin(tmp_path / "a", SCHEMA, config, INPUTS, reopen=reopen, keep=keep)
+    assert manifest.begin(tmp_path / "a", SCHEMA, more, INPUTS, reopen=reopen, keep=keep) is None
     assert (tmp_path / "a" / "result.txt").exists()
-    with pytest.raises(ArtifactError, match="unfinished"):
-        manifest.read(tmp_path / "a")
+    if keep:  # it can still be used, and the command that made it has nothing to do
+        assert manifest.read(tmp_path / "a") == finished
+        assert manifest.begin(tmp_path / "a", SCHEMA, CONFIG, INPUTS, reopen=reopen, keep=keep) == finished
+    else:
+        with pytest.raises(ArtifactError, match="unfinished"):
+            manifest.read(tmp_path / "a")
+    assert manifest.begin(tmp_path / "a", SCHEMA, more, INPUTS, reopen=reopen, keep=keep) is None
+    assert (tmp_path / "a" / "result.txt").exists()
+
+
+def test_overwriting_spares_another_kind_and_the_input(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="holds a leokit/test@1, not a leokit/run@1"):
+        manifest.begin(tmp_path / "a", "leokit/run@1", CONFIG, INPUTS, overwrite=True)
+    own = {"features": Input("abc", str(tmp_path / "a" / "inside"))}
+    with pytest.raises(ArtifactError, match="holds what this command reads"):
+        manifest.begin(tmp_path / "a", SCHEMA, {}, own, overwrite=True)
+    assert (tmp_path / "a" / "result.txt").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
