@@ -1,7 +1,8 @@
 """The feature store: embeddings of a data set's images as class-sorted Parquet; the only home of feature Parquet.
 
 Every file belongs to one split and holds whole classes, each as one row group, so that a class can be read without
-touching the others. Rows are in the order of classes and then images, bytewise by name.
+touching the others. Rows are in the order of classes and then images, bytewise by name. Embeddings that others made
+are found and read by `find_source`; `store_faults` looks at every row of a store.
 """
 
 from leokit.features.checking import store_faults
