@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from leokit.errors import DataError
+from leokit.errors import DataError, UsageError
 from leokit.splits.lists import SPLIT_NAMES, ListedClass, ListedImage, read_class_list, read_image_lists
 
 SPLITS_FILE = "splits.csv"
 BUILT_IN = ("miniimagenet", "tieredimagenet")
 
-_MINIIMAGENET_PER_CLASS = 600
+_IMAGES = {"miniimagenet": ("miniImageNet", 60_000), "tieredimagenet": ("tieredImageNet", 779_165)}
 _WAYS_TO_SAY = (
     f"a {SPLITS_FILE} (class_name,split) in the image tree, or --splits with miniimagenet, tieredimagenet, "
     "random:TRAIN/VAL/TEST, a CSV file class_name,split, or a folder with train.csv, val.csv, test.csv"
@@ -83,6 +83,7 @@ def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str
         seed: of a random division.
 
     Raises:
+        UsageError: no such list or file, or a random division that is none.
         DataError: nothing there to divide by; a class or image that is not in the tree, or is named twice; an empty
             split; too few classes for a random division; a list with another header.
     """
@@ -91,8 +92,7 @@ def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str
     listing = read_listing(spec, images)
     _check_present(listing, available)
     splits = Splits(listing.classes, listing.source, _choose(listing.images, available))
-    note = _miniimagenet_note(splits, available) if listing.source == "miniimagenet" else None
-    return replace(splits, note=note)
+    return replace(splits, note=_built_in_note(splits, available))
 
 
 def read_listing(spec: str | None, images: Path | None = None) -> Listing:
@@ -104,7 +104,8 @@ def read_listing(spec: str | None, images: Path | None = None) -> Listing:
         images: root of the image tree, where there is one.
 
     Raises:
-        DataError: no such list, another header, a class in two splits, or an empty split.
+        UsageError: no such list.
+        DataError: another header, a class in two splits, or an empty split.
     """
     if spec is None:
         if images is None or not (images / SPLITS_FILE).is_file():
@@ -117,17 +118,21 @@ def read_listing(spec: str | None, images: Path | None = None) -> Listing:
         return _image_lists(Path(spec))
     if os.path.isfile(spec):
         return _whole_classes(read_class_list(Path(spec)), "class list")
-    raise DataError(f"splits = {spec!r}: no such list, file or folder. Name {_WAYS_TO_SAY}.")
+    raise UsageError(f"splits = {spec!r}: no such list, file or folder. Name {_WAYS_TO_SAY}.")
 
 
-def _miniimagenet_note(splits: Splits, available: Mapping[str, Sequence[str]]) -> str | None:
+def _built_in_note(splits: Splits, available: Mapping[str, Sequence[str]]) -> str | None:
+    """That a built-in list of classes takes all of their images, where there are more or fewer than the data set's."""
+    if splits.source not in _IMAGES:
+        return None
+    title, images = _IMAGES[splits.source]
     counts = [len(available[name]) for names in splits.classes.values() for name in names]
-    if all(count == _MINIIMAGENET_PER_CLASS for count in counts):
+    if sum(counts) == images:
         return None
     return (
-        f"All {sum(counts)} images of the 100 classes of miniImageNet are used, {min(counts)} to {max(counts)} of "
-        f"each; miniImageNet itself has {_MINIIMAGENET_PER_CLASS} of each. A folder of image lists (train.csv, "
-        "val.csv, test.csv) as --splits chooses its images."
+        f"All {sum(counts)} images of the {len(counts)} classes of {title} are used, {min(counts)} to {max(counts)} of "
+        f"each; {title} itself has {images} in all. A folder of image lists (train.csv, val.csv, test.csv) as --splits "
+        "chooses its images."
     )
 
 
@@ -149,7 +154,7 @@ def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Spl
 def _random_sizes(spec: str) -> list[int]:
     parts = spec.removeprefix("random:").split("/")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise DataError(
+        raise UsageError(
             f"splits = {spec!r}: a random division is random:TRAIN/VAL/TEST with three numbers of classes from 1, "
             "as random:64/16/20."
         )

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import pytest
 
-from leokit.errors import DataError
+from leokit.errors import DataError, UsageError
 from leokit.splits import BUILT_IN, SPLIT_NAMES, classes_seen, resolve
 
 CLASSES = [f"c{number:02}" for number in range(20)]
@@ -28,8 +28,8 @@ def class_list(path, text):
     return str(path)
 
 
-def wrong(spec, images, match, tree=TREE):
-    with pytest.raises(DataError, match=match) as caught:
+def wrong(spec, images, match, tree=TREE, kind=DataError):
+    with pytest.raises(kind, match=match) as caught:
         resolve(spec, images, tree, seed=0)
     assert caught.value.exit_code == 3
 
@@ -44,7 +44,7 @@ def test_a_class_list_in_the_tree_is_the_default(tmp_path):
 
 def test_without_any_list_the_ways_are_named(tmp_path):
     wrong(None, tmp_path, r"miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST")
-    wrong("minimagenet", tmp_path, "no such list, file or folder")
+    wrong("minimagenet", tmp_path, "no such list, file or folder", UsageError)
 
 
 def test_a_random_division_follows_the_seed_alone(tmp_path):
@@ -65,7 +65,7 @@ def test_a_random_division_is_the_same_in_every_version(tmp_path):
     "spec", ["random:10/4", "random:10/4/x", "random:10/0/4", "random:-1/2/3", "random:", "random:²/1/1"]
 )
 def test_a_random_division_needs_three_numbers(tmp_path, spec):
-    wrong(spec, tmp_path, "three numbers of classes")
+    wrong(spec, tmp_path, "three numbers of classes", UsageError)
 
 
 def test_too_few_classes_for_a_random_division(tmp_path):
@@ -191,7 +191,7 @@ def test_a_built_in_list_says_when_the_images_are_not_those_of_the_data_set(tmp_
     exact, full = built_in_tree("miniimagenet", 600), built_in_tree("miniimagenet", 601)
     assert resolve("miniimagenet", tmp_path, exact, 0).note is None
     note = resolve("miniimagenet", tmp_path, full, 0).note
-    assert "All 60100 images" in note and "600 of each" in note
+    assert "All 60100 images" in note and "601 to 601 of each" in note
     wrong("miniimagenet", tmp_path, "100 of the 100 classes of miniimagenet")
     wrong(
         "tieredimagenet", tmp_path, r"of the 608 classes of tieredimagenet .* as 'n\d{8}', 'n\d{8}', 'n\d{8}', …", exact
