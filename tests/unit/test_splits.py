@@ -31,7 +31,7 @@ def class_list(path, text):
 def wrong(spec, images, match, tree=TREE, kind=DataError):
     with pytest.raises(kind, match=match) as caught:
         resolve(spec, images, tree, seed=0)
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == kind.exit_code
 
 
 def test_a_class_list_in_the_tree_is_the_default(tmp_path):
