@@ -44,7 +44,7 @@ def test_a_class_list_in_the_tree_is_the_default(tmp_path):
 
 def test_without_any_list_the_ways_are_named(tmp_path):
     wrong(None, tmp_path, r"miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST")
-    wrong("minimagenet", tmp_path, "no such list, file or folder", UsageError)
+    wrong("minimagenet", tmp_path, "no such list, file or folder", kind=UsageError)
 
 
 def test_a_random_division_follows_the_seed_alone(tmp_path):
@@ -65,7 +65,7 @@ def test_a_random_division_is_the_same_in_every_version(tmp_path):
     "spec", ["random:10/4", "random:10/4/x", "random:10/0/4", "random:-1/2/3", "random:", "random:²/1/1"]
 )
 def test_a_random_division_needs_three_numbers(tmp_path, spec):
-    wrong(spec, tmp_path, "three numbers of classes", UsageError)
+    wrong(spec, tmp_path, "three numbers of classes", kind=UsageError)
 
 
 def test_too_few_classes_for_a_random_division(tmp_path):
