@@ -1,0 +1,222 @@
+"""`leokit bench meta-train` and `leokit bench eval`: the fast core against the obvious twin, in one process and run.
+
+Both do the same work on the same draws and take turns, so that the ratio holds on a machine whose speed drifts. The
+arithmetic limit is the number of operations of the matrix products, counted from their shapes, over the rate of large
+matrix products measured here.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from leokit.config import BenchEvalConfig, BenchMetaTrainConfig, MetaTrainConfig, build, nearest_preset, read_preset
+from leokit.devices import resolve_device
+from leokit.engine import training
+from leokit.engine.scoring import score
+from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count
+from leokit.features import FeatureTable
+from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
+
+CLASSES = 20
+
+
+def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
+    """Steps a second of meta-training, ours and the twin's, on made-up features.
+
+    Returns:
+        `steps_per_second`, `twin_steps_per_second`, `ratio` (median over rounds), `operations` of a step,
+        `operations_per_second` of large matrix products, `share_of_limit`, `peak_memory_mb`.
+    """
+    device = resolve_device(config.device)
+    trained = _config(config.shots, config.ways, config.queries, config.meta_batch)
+    features = made_up_features(CLASSES, 600, config.dim, device)
+    ours, twin = training.new_state(trained, config.dim, device), training.new_state(trained, config.dim, device)
+    steps = training._Steps(trained, features)
+    twin_steps = _TwinSteps(trained, features)
+
+    def take() -> None:
+        steps.take(ours)
+        ours.step += 1
+
+    def take_twin() -> None:
+        twin_steps.take(twin)
+        twin.step += 1
+
+    rates = _in_turns(take, take_twin, rounds=config.rounds, seconds=config.seconds, device=device)
+    return _result(rates, take, config.rounds, device, unit="steps")
+
+
+def run_eval(config: BenchEvalConfig) -> dict[str, Any]:
+    """Episodes a second of testing with all other images of a class as queries, ours and the twin's.
+
+    Returns:
+        As `run_meta_train`, with episodes in place of steps.
+    """
+    device = resolve_device(config.device)
+    trained = _config(config.shots, config.ways, 15, 12)
+    features = made_up_features(CLASSES, 600, config.dim, device)
+    state = training.new_state(trained, config.dim, device)
+    tensors = {name: value.detach() for name, value in state.parameters.items()}
+    sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="evaluation")
+    queries = query_count(config.queries, config.shots)
+    method = training.classifier(training.learner_of(trained, config.dim), tensors)
+
+    def ours(episodes: int = config.episodes) -> None:
+        score(features, sampler, {"leo": method}, shots=config.shots, queries=queries, episodes=episodes)
+
+    def twin() -> None:
+        _twin_evaluation(trained, features, sampler, state.parameters, config.shots, queries or 600 - config.shots)
+
+    rates = _in_turns(ours, twin, rounds=config.rounds, seconds=config.seconds, device=device)
+    rates = [(fast * config.episodes, slow) for fast, slow in rates]
+    return _result(rates, lambda: ours(100), config.rounds, device, unit="episodes", per_call=100)
+
+
+def _config(shots: int, ways: int, queries: int, meta_batch: int) -> MetaTrainConfig:
+    sizes = {"ways": ways, "shots": shots, "queries": queries, "meta_batch": meta_batch}
+    return build(MetaTrainConfig, read_preset(nearest_preset(shots)) | sizes)
+
+
+def made_up_features(classes: int, images: int, dim: int, device: torch.device) -> FeatureMatrix:
+    """Separable features of the given size."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(classes, 1, dim)) + 3 * rng.normal(size=(classes, images, dim))
+    names = [str(number) for number in range(classes)]
+    table = FeatureTable(rows.reshape(-1, dim).astype(np.float32), names, np.arange(classes + 1) * images)
+    return FeatureMatrix(table, device=device)
+
+
+class _TwinSteps(training._Steps):
+    """The same steps, an episode at a time by `leo.reference`."""
+
+    def take(self, state: training.State) -> Tensor:
+        config = self.config
+        support, query = self._episodes(state.step)
+        draws = self.learner.draws(state.step, range(config.meta_batch), support)
+        penalties = Penalties(
+            config.kl_weight, config.encoder_penalty_weight, config.l2_weight, config.orthogonality_weight
+        )
+        parameters = Parameters(**state.parameters)
+        losses = [
+            reference.episode(
+                parameters,
+                support[index],
+                query[index],
+                penalties,
+                inner_steps=config.inner_steps,
+                finetuning_steps=config.finetuning_steps,
+                draws=Draws(*(None if value is None else value[index] for value in draws)),
+            ).loss
+            for index in range(config.meta_batch)
+        ]
+        loss = torch.stack(losses).mean()
+        gradients = torch.autograd.grad(loss, list(parameters))
+        for value, gradient in zip(
+            parameters, clip_gradients(gradients, value=config.clip_value, norm=config.clip_norm), strict=True
+        ):
+            value.grad = gradient
+        state.optimiser.step()
+        return loss.detach()
+
+
+def _twin_evaluation(
+    config: MetaTrainConfig,
+    features: FeatureMatrix,
+    sampler: EpisodeSampler,
+    tensors: dict[str, Tensor],
+    shots: int,
+    queries: int,
+) -> None:
+    rows = sampler.draw(range(1), shots=shots, queries=queries)
+    reference.episode(
+        Parameters(**tensors),
+        features.rows[rows.support[0]],
+        features.rows[rows.query[0]],
+        Penalties(0, 0, 0, 0),
+        inner_steps=config.inner_steps,
+        finetuning_steps=config.finetuning_steps,
+        draws=None,
+    )
+
+
+def _in_turns(
+    ours: Callable[[], None], twin: Callable[[], None], *, rounds: int, seconds: float, device: torch.device
+) -> list[tuple[float, float]]:
+    """Calls a second of both, taking turns of about `seconds` each, after a turn that is not counted."""
+    for work in (ours, twin):
+        _rate(work, min(seconds, 1.0), device)
+    return [(_rate(ours, seconds, device), _rate(twin, seconds, device)) for _ in range(rounds)]
+
+
+def _rate(work: Callable[[], None], seconds: float, device: torch.device) -> float:
+    _synchronise(device)
+    started, calls = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        work()
+        calls += 1
+    _synchronise(device)
+    return calls / (time.perf_counter() - started)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _result(
+    rates: list[tuple[float, float]],
+    work: Callable[[], None],
+    rounds: int,
+    device: torch.device,
+    *,
+    unit: str,
+    per_call: int = 1,
+) -> dict[str, Any]:
+    fast, slow = (statistics.median(pair[index] for pair in rates) for index in (0, 1))
+    ratios = [ours / twin for ours, twin in rates]
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    operations = counter.get_total_flops() / per_call
+    limit = matrix_product_rate(device)
+    return {
+        f"{unit}_per_second": fast,
+        f"twin_{unit}_per_second": slow,
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "rounds": rounds,
+        "operations": operations,
+        "operations_per_second": limit,
+        "share_of_limit": fast * operations / limit,
+        "peak_memory_mb": _peak_memory_mb(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+
+
+def matrix_product_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of a large float32 matrix product here, the best of several."""
+    left, right = torch.randn(2, size, size, device=device)
+    best = 0.0
+    for _ in range(5):
+        _synchronise(device)
+        started = time.perf_counter()
+        left @ right
+        _synchronise(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def _peak_memory_mb() -> float:
+    """Most memory that this process has held, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
