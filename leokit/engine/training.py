@@ -163,7 +163,7 @@ def train(
     Raises:
         Diverged: a loss or gradient is not finite and `config.on_nan` is `stop`; the state before it was kept.
     """
-    steps = _Steps(config, training)
+    steps = Steps(config, training)
     if state.step == 0:
         _validate(config, state, validation, report)
         keep(state)
@@ -200,7 +200,7 @@ def _progress_text(state: State) -> str:
     return f"loss {means['loss']:.2f} acc {means['accuracy']:.0%} val {state.best_accuracy:.1%} at {state.best_step}"
 
 
-class _Steps:
+class Steps:
     """Takes single steps on one split."""
 
     def __init__(self, config: MetaTrainConfig, features: FeatureMatrix) -> None:

@@ -39,7 +39,7 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
     trained = _config(config.shots, config.ways, config.queries, config.meta_batch)
     features = made_up_features(CLASSES, 600, config.dim, device)
     ours, twin = training.new_state(trained, config.dim, device), training.new_state(trained, config.dim, device)
-    steps = training._Steps(trained, features)
+    steps = training.Steps(trained, features)
     twin_steps = _TwinSteps(trained, features)
 
     def take() -> None:
@@ -94,7 +94,7 @@ def made_up_features(classes: int, images: int, dim: int, device: torch.device) 
     return FeatureMatrix(table, device=device)
 
 
-class _TwinSteps(training._Steps):
+class _TwinSteps(training.Steps):
     """The same steps, an episode at a time by `leo.reference`."""
 
     def take(self, state: training.State) -> Tensor:
