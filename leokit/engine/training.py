@@ -174,7 +174,7 @@ def train(
             keep(state)
             raise
         state.step += 1
-        text = _progress_text(state)
+        text = _loss_text(state)
         if state.step % REPORT_EVERY == 0:
             means = dict(zip(TERMS, (state.sums / REPORT_EVERY).tolist(), strict=True))
             report({"step": state.step, **means})
@@ -182,7 +182,7 @@ def train(
         if state.step % config.val_every == 0:
             _validate(config, state, validation, report)
             keep(state)
-        on_step(state.step, text)
+        on_step(state.step, f"{text} val {state.best_accuracy:.1%} at {state.best_step}")
         if stop_requested() and state.step < config.steps:
             keep(state)
             return False
@@ -193,11 +193,11 @@ def train(
     return True
 
 
-def _progress_text(state: State) -> str:
-    """How training goes, from the steps since the last report, in few letters."""
+def _loss_text(state: State) -> str:
+    """Loss and accuracy of the steps since the last report, in few letters."""
     count = (state.step - 1) % REPORT_EVERY + 1
     means = dict(zip(TERMS, (state.sums / count).tolist(), strict=True))
-    return f"loss {means['loss']:.2f} acc {means['accuracy']:.0%} val {state.best_accuracy:.1%} at {state.best_step}"
+    return f"loss {means['loss']:.2f} acc {means['accuracy']:.0%}"
 
 
 class Steps:
