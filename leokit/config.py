@@ -45,6 +45,15 @@ Workers = Annotated[
     Outside(),
     Doc("Worker processes (0: none; default: one for each core); never changes results."),
 ]
+BatchSize = Annotated[
+    int | None,
+    Ge(1),
+    Outside(),
+    Doc("Images that are on their way at a time (default: by the workers); never changes results."),
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"], Doc("Of the model's computation; below float32 by autocast.")
+]
 Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
 DEFAULT_WORK = Path("leokit-work")
 COMMANDS = (  # the tables that a config file may have
@@ -59,6 +68,9 @@ COMMANDS = (  # the tables that a config file may have
     "splits-show",
     "splits-check",
     "bench-extract",
+    "bench-read",
+    "bench-meta-train",
+    "bench-eval",
 )
 
 Triple = tuple[float, float, float]
@@ -104,13 +116,67 @@ class ExtractConfig:
     mean: Annotated[Triple | None, Doc("Mean of each channel, on a scale of 0 to 1.")] = None
     std: Annotated[Triple | None, Doc("Standard deviation of each channel, on a scale of 0 to 1.")] = None
     interpolation: Annotated[Literal["bilinear", "bicubic", "nearest", "lanczos"] | None, Doc("How to resize.")] = None
+    views: Annotated[
+        Literal["center", "flip", "ten-crop"],
+        Doc(
+            "What of an image is embedded and averaged: its centre; that and its mirror image; or four corners and the "
+            "centre, each with its mirror image (the paper's multi-view features)."
+        ),
+    ] = "center"
+    layer: Annotated[
+        str | None, Doc("An inner layer by timm's name, averaged over places (default: what the classifier would get).")
+    ] = None
+    precision: Precision = "float32"
+    compile: Annotated[bool, Doc("Compile the model; pays on large sets.")] = False
+    jpeg_scaling: Annotated[
+        bool, Doc("Decode large JPEGs at a half, quarter or eighth of their size; faster, features change a little.")
+    ] = False
+    decode: Annotated[Literal["cpu", "gpu"], Doc("Where JPEGs are decoded; gpu needs CUDA.")] = "cpu"
     dtype: Annotated[Literal["float16", "float32"], Doc("Stored type of the features.")] = "float16"
     max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
+    retry_failed: Annotated[
+        bool, Outside(), Doc("Read again the images that could not be read, and those that have changed since.")
+    ] = False
     seed: Seed = 0
     device: Device = "auto"
     workers: Workers = None
+    batch_size: BatchSize = None
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchExtractConfig:
+    """Options of `leokit bench extract`."""
+
+    images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
+    repeat: Annotated[int, Ge(1), Outside(), Doc("How often to go through the images.")] = 1
+    backbone: Annotated[str, Doc("Name of a timm model.")] = ExtractConfig.backbone
+    weights: Annotated[
+        str, Resolved(), Doc("random (as fast as any), or as extract takes them: auto, bundled, pretrained or a file.")
+    ] = "random"
+    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    views: Annotated[Literal["center", "flip", "ten-crop"], Doc("As extract takes it.")] = "center"
+    precision: Precision = "float32"
+    compile: Annotated[bool, Doc("Compile the model.")] = False
+    jpeg_scaling: Annotated[bool, Doc("Decode large JPEGs at a part of their size.")] = False
+    decode: Annotated[Literal["cpu", "gpu"], Doc("Where JPEGs are decoded; gpu needs CUDA.")] = "cpu"
+    seconds: Annotated[float, Gt(0), Outside(), Doc("How long to measure each part alone.")] = 10.0
+    device: Device = "auto"
+    workers: Workers = None
+    batch_size: BatchSize = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReadConfig:
+    """Options of `leokit bench read`."""
+
+    rows: Annotated[int, Ge(1), Outside(), Doc("Rows of the store that is made (default: tieredImageNet's).")] = 779_165
+    dim: Annotated[int, Ge(1), Outside(), Doc("Length of a row.")] = 640
+    dtype: Annotated[Literal["float16", "float32"], Outside(), Doc("Stored type.")] = "float16"
+    folder: Annotated[Place, Doc("Where to make the store, for as long as this takes (default: temporary files').")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +355,38 @@ class EvalConfig:
     overwrite: Overwrite = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchMetaTrainConfig:
+    """Options of `leokit bench meta-train`."""
+
+    shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
+    ways: Annotated[int, Ge(2), Le(20), Doc("Classes of an episode (N).")] = 5
+    queries: Annotated[int, Ge(1), Doc("Query images of each class.")] = 15
+    dim: Annotated[int, Ge(1), Doc("Width of the features (D).")] = 640
+    meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
+    rounds: Annotated[int, Ge(1), Doc("Turns that each of the two takes.")] = 5
+    seconds: Annotated[float, Gt(0), Doc("Length of a turn.")] = 3.0
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchEvalConfig:
+    """Options of `leokit bench eval`."""
+
+    shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
+    ways: Annotated[int, Ge(2), Le(20), Doc("Classes of an episode (N).")] = 5
+    queries: Annotated[str, Doc("Query images of each class: a number, rest600, or all.")] = "all"
+    dim: Annotated[int, Ge(1), Doc("Width of the features (D).")] = 640
+    episodes: Annotated[int, Ge(2), Doc("Episodes that are scored at a time.")] = 1000
+    rounds: Annotated[int, Ge(1), Doc("Turns that each of the two takes.")] = 5
+    seconds: Annotated[float, Gt(0), Doc("Length of a turn.")] = 3.0
+    device: Device = "auto"
+
+
 StageConfig = TypeVar(
     "StageConfig",
+    BenchExtractConfig,
+    BenchReadConfig,
     DemoConfig,
     ExtractConfig,
     ImportConfig,
@@ -301,6 +397,8 @@ StageConfig = TypeVar(
     SplitsCheckConfig,
     MetaTrainConfig,
     EvalConfig,
+    BenchMetaTrainConfig,
+    BenchEvalConfig,
 )
 
 

@@ -25,7 +25,11 @@ from leokit.errors import ArtifactError
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 SETS_OF_FILES = ("images", "source")  # roles of inputs that are no artifacts, though an image tree may lie in one
-_MAKERS = {"leokit/features": "leokit extract", "leokit/run": "leokit meta-train", "leokit/eval": "leokit eval"}
+_MAKERS = {
+    "leokit/features": "leokit extract` or `leokit import",
+    "leokit/run": "leokit meta-train",
+    "leokit/eval": "leokit eval",
+}
 
 
 @dataclass(frozen=True)
@@ -165,14 +169,13 @@ def begin(
         ArtifactError: the folder holds another artifact, or files that are none of leokit's.
     """
     wanted = _intent(schema, config, inputs)
-    finished, found = _intents(folder)
-    if finished is None and found is None:
+    finished, unfinished = _intents(folder)
+    if finished is None and unfinished is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtifactError(
                 f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out, or an empty folder."
             )
-        found = wanted
-    found = found or finished
+    found = unfinished or finished or wanted
     if found["schema"] != schema:
         raise ArtifactError(f"{folder} holds a {found['schema']}, not a {schema}: choose another --out.")
     if reopen and reopen(found, wanted):

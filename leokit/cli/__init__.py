@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from leokit.cli import demo, eval, extract, importing, inspect, meta_train, splits, verify
-from leokit.cli.options import Common, add_command
+from leokit.cli import bench, demo, eval, extract, importing, inspect, meta_train, splits, verify
+from leokit.cli.options import add_command
+from leokit.cli.render import Common
 from leokit.config import (
     DemoConfig,
     EvalConfig,
@@ -54,12 +55,13 @@ def common(
 
 add_command(app, "demo", DemoConfig, demo.command)
 add_command(app, "extract", ExtractConfig, extract.command)
+add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
 add_command(app, "eval", EvalConfig, eval.command)
-add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "inspect", InspectConfig, inspect.command)
 add_command(app, "verify", VerifyConfig, verify.command)
 app.add_typer(splits.app, name="splits")
+app.add_typer(bench.app, name="bench")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,9 @@
 """`leokit extract`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
+from leokit import distributed
 from leokit.cli.render import Output, TableData
 from leokit.config import ExtractConfig
 
@@ -17,18 +19,19 @@ def command(config: ExtractConfig, output: Output) -> None:
     from leokit.stages import extract
 
     if output.dry_run:
-        plan = extract.plan(config)
-        data = {"out": str(extract.default_out(config)), "counts": plan.counts, "files": len(plan.shards)}
-        output.result(data, [_table("Would extract", plan.counts)], [f"{len(plan.shards)} files in {data['out']}."])
+        _dry_run(config, output)
         return
     with output.progress("Extracting") as progress:
         store = extract.run(config, on_progress=progress, on_message=output.note)
+    if distributed.world().rank:
+        return  # rank 0 says it
     facts, info = store.facts, store.manifest.info
     backbone = facts["backbone"]
     prep = backbone["preprocessing"]
     sentences = [
         f"{backbone['name']} (trained on: {_source(facts['trained_on'])}), {prep['image_size']} pixels, "
-        f"{facts['dim']} features of {facts['dtype']}; {info['images_per_second']} images/s.",
+        f"{facts['dim']} features of {facts['dtype']}; {info['images_per_second']} images/s, "
+        f"slowest: {info['slowest']}.",
         *(
             [f"{facts['failures']} images could not be read: see {store.folder / 'failures.parquet'}."]
             * bool(facts["failures"])
@@ -39,6 +42,26 @@ def command(config: ExtractConfig, output: Output) -> None:
     output.result(data, [_table("Features", facts["counts"])], sentences)
     where = f" --features {store.folder}" if config.out else ""
     output.next_command(f"leokit meta-train --shots 1{where}")
+
+
+def _dry_run(config: ExtractConfig, output: Output) -> None:
+    from leokit.stages import extract
+
+    plan = extract.plan(config)
+    estimate = extract.estimate(config, plan)
+    out = extract.default_out(config)
+    data = {"out": str(out), "counts": plan.counts, "files": len(plan.shards), **asdict(estimate)}
+    sentences = [
+        f"{len(plan.shards)} files of about {estimate.bytes / 1e6:.3g} MB in all, in {out}.",
+        f"About {_duration(estimate.seconds)}, by a sample: {estimate.decoding:.3g} images/s for each process that "
+        f"decodes, {estimate.model:.3g} images/s for the model.",
+    ]
+    output.result(data, [_table("Would extract", plan.counts)], sentences)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
 def _table(title: str, counts: Mapping[str, Mapping[str, int]]) -> TableData:

@@ -7,13 +7,13 @@ import inspect
 import json
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from leokit.cli.render import Output
+from leokit.cli.render import Common, Output
 from leokit.config import (
     FieldInfo,
     MetaTrainConfig,
@@ -26,16 +26,6 @@ from leokit.config import (
     to_toml,
 )
 from leokit.errors import Interrupted, LeokitError
-
-
-@dataclass(frozen=True)
-class Common:
-    """What the options before the subcommand say."""
-
-    quiet: bool = False
-    verbose: bool = False
-    progress: bool = True
-
 
 Body = Callable[[StageConfig, Output], None]
 _RUNNING = "Where and how it runs"

@@ -5,16 +5,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from leokit.cli.options import Common
-
 _WIDE = 110  # columns of a terminal that has room for a bar
 PLAIN_SECONDS = 10.0  # between lines of progress where stderr is no terminal
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the options before the subcommand say."""
+
+    quiet: bool = False
+    verbose: bool = False
+    progress: bool = True
 
 
 class Output:
@@ -26,7 +34,7 @@ class Output:
         dry_run: whether to say only what would be done.
     """
 
-    def __init__(self, common: "Common", *, json: bool = False, dry_run: bool = False) -> None:
+    def __init__(self, common: Common, *, json: bool = False, dry_run: bool = False) -> None:
         self.common = common
         self.json = json
         self.dry_run = dry_run

@@ -1,0 +1,101 @@
+"""`leokit bench`: extract, read, meta-train and eval."""
+
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from leokit.cli.options import add_command
+from leokit.cli.render import Output, TableData
+from leokit.config import BenchEvalConfig, BenchExtractConfig, BenchMetaTrainConfig, BenchReadConfig
+
+app = typer.Typer(help="Measure how fast things are, and how near to what the machine allows.", no_args_is_help=True)
+
+
+def extract(config: BenchExtractConfig, output: Output) -> None:
+    """Measure decoding, the model and writing, each alone, then an extraction, and what it reaches of what they allow.
+
+    Example: leokit bench extract images --image-size 84 --repeat 10
+    """
+    from leokit.stages import bench
+
+    if output.dry_run:
+        output.result({"images": str(config.images)}, [], [f"Would measure an extraction of {config.images}."])
+        return
+    speed = bench.run_extract(config)
+    parts = {"decoding": speed.decoding, "model": speed.model, "writing": speed.writing}
+    rows = [[f"{part} alone", f"{rate:.1f}"] for part, rate in parts.items()]
+    rows += [["what they allow", f"{speed.allowed:.1f}"], ["together", f"{speed.together:.1f}"]]
+    sentences = [
+        f"{100 * speed.share:.1f} % of what the parts allow, over {speed.images} images on {speed.device} with "
+        f"{speed.workers} workers; slowest: {speed.slowest}.",
+        f"Peak memory {speed.memory / 1e6:.0f} MB, of a worker {speed.worker_memory / 1e6:.0f} MB.",
+    ]
+    output.result(
+        {**asdict(speed), "share": speed.share}, [TableData("Extraction", ["part", "images/s"], rows)], sentences
+    )
+
+
+def read(config: BenchReadConfig, output: Output) -> None:
+    """Make a feature store and measure loading it beside a plain read of the same files.
+
+    Example: leokit bench read
+    """
+    from leokit.stages import bench
+
+    if output.dry_run:
+        size = config.rows * config.dim * (2 if config.dtype == "float16" else 4)
+        output.result({"bytes": size}, [], [f"Would make a store of {size / 1e9:.2f} GB and read it."])
+        return
+    speed = bench.run_read(config)
+    rows = [["plain read", f"{speed.plain / 1e9:.2f}"], ["load", f"{speed.load / 1e9:.2f}"]]
+    sentences = [
+        f"{100 * speed.share:.0f} % of a plain read, for {config.rows} x {config.dim} {config.dtype} "
+        f"({speed.bytes / 1e9:.2f} GB). Opening, which checks the hashes, took {speed.open:.2f} s.",
+    ]
+    output.result({**asdict(speed), "share": speed.share}, [TableData("Reading", ["", "GB/s"], rows)], sentences)
+
+
+def meta_train(config: BenchMetaTrainConfig, output: Output) -> None:
+    """Measure meta-training against the obvious twin, one episode at a time with autograd, taking turns.
+
+    Example: leokit bench meta-train --shots 5
+    """
+    from leokit.stages import bench_learning
+
+    _learning(config, output, "steps", bench_learning.run_meta_train)
+
+
+def eval(config: BenchEvalConfig, output: Output) -> None:
+    """Measure testing against the obvious twin, one episode at a time, taking turns.
+
+    Example: leokit bench eval --queries rest600
+    """
+    from leokit.stages import bench_learning
+
+    _learning(config, output, "episodes", bench_learning.run_eval)
+
+
+def _learning(config: Any, output: Output, unit: str, run: Any) -> None:
+    if output.dry_run:
+        output.result(asdict(config), [], [f"Would measure for about {2 * config.rounds * config.seconds:.0f} s."])
+        return
+    speed = run(config)
+    rows = [
+        ["leokit", f"{speed[f'{unit}_per_second']:.1f}"],
+        ["the obvious twin", f"{speed[f'twin_{unit}_per_second']:.2f}"],
+    ]
+    sentences = [
+        f"Ratio {speed['ratio']:.1f} (median of {speed['rounds']} turns, {speed['ratio_range'][0]:.1f} to "
+        f"{speed['ratio_range'][1]:.1f}) at {config.ways}-way {config.shots}-shot, {config.dim} features.",
+        f"{speed['operations'] / 1e9:.3f} GFLOP each: {100 * speed['share_of_limit']:.0f} % of the "
+        f"{speed['operations_per_second'] / 1e9:.0f} GFLOP/s of a large matrix product on {speed['device']} with "
+        f"{speed['threads']} threads; peak memory {speed['peak_memory_mb']:.0f} MB.",
+    ]
+    output.result(speed, [TableData("Speed", ["", f"{unit}/s"], rows)], sentences)
+
+
+add_command(app, "extract", BenchExtractConfig, extract, table="bench-extract")
+add_command(app, "read", BenchReadConfig, read, table="bench-read")
+add_command(app, "meta-train", BenchMetaTrainConfig, meta_train, table="bench-meta-train")
+add_command(app, "eval", BenchEvalConfig, eval, table="bench-eval")
