@@ -1,7 +1,18 @@
-"""Other methods on the same episodes: from support images to the weights of a linear classifier, as LEO gives them."""
+"""Other methods on the same episodes: from support images to the weights of a linear classifier, as LEO gives them.
 
+None has a bias, so that a classifier is its weights: classes are balanced in an episode, and predictions are the largest
+product with a unit query.
+"""
+
+import warnings
+
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+RIDGE = 0.5
+LOGISTIC_C = 10.0
 
 
 def class_mean(support: Tensor) -> Tensor:
@@ -10,3 +21,34 @@ def class_mean(support: Tensor) -> Tensor:
     With unit queries a logit is the cosine to the mean (Snell et al. 2017 with cosine similarity).
     """
     return normalize(support.mean(-2), dim=-1)
+
+
+def ridge_regression(support: Tensor, penalty: float = RIDGE) -> Tensor:
+    """Ridge regression on one-hot labels, (..., N, K, D) -> (..., N, D), in closed form.
+
+    In its dual form, W = Yᵀ (X Xᵀ + λ I)⁻¹ X, only a matrix of NK × NK is inverted.
+    """
+    ways, shots = support.shape[-3:-1]
+    images = support.flatten(-3, -2)  # (..., NK, D)
+    identity = torch.eye(ways * shots, dtype=support.dtype, device=support.device)
+    labels = torch.eye(ways, dtype=support.dtype, device=support.device).repeat_interleave(shots, 0)  # (NK, N)
+    gram = images @ images.transpose(-1, -2) + penalty * identity
+    dual: Tensor = torch.linalg.solve(gram, labels.expand(*gram.shape[:-1], ways))  # (..., NK, N)
+    return dual.transpose(-1, -2) @ images
+
+
+def logistic_regression(support: Tensor, inverse_penalty: float = LOGISTIC_C) -> Tensor:
+    """Multinomial logistic regression by scikit-learn, (B, N, K, D) -> (B, N, D), an episode at a time."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    _, ways, shots, _ = support.shape
+    labels = np.repeat(np.arange(ways), shots)
+    weights = np.empty((len(support), ways, support.shape[-1]), np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is as good a classifier
+        for index, images in enumerate(support.flatten(1, 2).cpu().numpy()):
+            model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000).fit(images, labels)
+            # With two classes scikit-learn keeps the one difference of their weights.
+            weights[index] = model.coef_ if ways > 2 else np.concatenate([-model.coef_, model.coef_]) / 2
+    return torch.from_numpy(weights).to(support)

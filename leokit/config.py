@@ -349,6 +349,10 @@ class EvalConfig:
         Doc("Query images of each class: a number, rest600 (600 - K, the reference's protocol), or all others."),
     ] = "15"
     episodes: Annotated[int, Ge(2), Doc("Number of episodes.")] = 10_000
+    methods: Annotated[
+        str,
+        Doc("Others on the same episodes, with commas: class-mean, centred-class-mean (CL2N), ridge, logistic."),
+    ] = "class-mean"
     seed: Seed = 0
     device: Device = "auto"
     work: Work = DEFAULT_WORK
@@ -517,6 +521,22 @@ def run_name(config: MetaTrainConfig) -> str:
     """The folder of a run under `runs/`: variant, ways, shots, and the seed where it is not 0."""
     suffix = f"-seed{config.seed}" if config.seed else ""
     return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
+
+
+METHODS = ("class-mean", "centred-class-mean", "ridge", "logistic")
+
+
+def read_methods(text: str) -> list[str]:
+    """The names in `--methods`, in order, each once.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"Unknown method {name!r} in --methods: there are {', '.join(METHODS)}.")
+    return names
 
 
 PRESETS = ("miniimagenet-1shot", "miniimagenet-5shot", "tieredimagenet-1shot", "tieredimagenet-5shot")

@@ -7,6 +7,7 @@ episode, and batches, devices and resuming change nothing. A permutation is an o
 integer arithmetic that is the same on every device.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from leokit import randomness
 from leokit.errors import DataError, UsageError
@@ -67,6 +69,12 @@ class FeatureMatrix:
                 f"Image {row - int(self.offsets[number])} of class {self.classes[number]!r} has a feature that is "
                 "not finite: extract the features again."
             )
+
+    def centred(self, mean: Tensor) -> "FeatureMatrix":
+        """The same classes with rows moved by -`mean` (D,) and normalised again."""
+        moved = copy.copy(self)
+        moved.rows = normalize(self.rows - mean, dim=1)
+        return moved
 
     @property
     def dim(self) -> int:

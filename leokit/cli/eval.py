@@ -9,7 +9,7 @@ from leokit.errors import UsageError
 
 
 def command(config: EvalConfig, output: Output) -> None:
-    """Test runs on episodes of classes that they were not trained on, beside nearest class mean on the same episodes.
+    """Test runs on episodes of classes that they were not trained on, beside other methods on the same episodes.
 
     Example: leokit eval --shots 1
     """
@@ -37,16 +37,17 @@ def command(config: EvalConfig, output: Output) -> None:
 
 
 def _table(summaries: list[dict[str, Any]]) -> TableData:
-    """A row for each evaluation: its methods and their difference."""
-    columns = list(dict.fromkeys(name for entry in summaries for name in (*entry["accuracy"], *entry["difference"])))
+    """A row for each method of each evaluation; the run's own first, against which the others are set."""
     rows = []
     for entry in summaries:
-        cells = {name: percent(**value) for name, value in entry["accuracy"].items()}
-        cells |= {name: percent(**value, sign=True) for name, value in entry["difference"].items()}
         setting = f"{entry['ways']}-way {entry['shots']}-shot"
-        rows.append([setting, *(cells.get(name, "") for name in columns)])
-    split = summaries[0]["split"]
-    return TableData(f"Accuracy on {split} classes in %, with 95 % interval over episodes", ["", *columns], rows)
+        for name, accuracy in entry["accuracy"].items():
+            difference = next((value for key, value in entry["difference"].items() if key.endswith(f" - {name}")), None)
+            cell = percent(**difference, sign=True) if difference else ""
+            rows.append([setting, name, percent(**accuracy), cell])
+            setting = ""
+    title = f"Accuracy on {summaries[0]['split']} classes in %, with 95 % interval over episodes"
+    return TableData(title, ["", "method", "accuracy", "run - method"], rows)
 
 
 def _protocol(summary: dict[str, Any]) -> str:

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from leokit import manifest
-from leokit.baselines import class_mean
-from leokit.config import EvalConfig, MetaTrainConfig, identity, run_name
+from leokit.baselines import class_mean, logistic_regression, ridge_regression
+from leokit.config import EvalConfig, MetaTrainConfig, identity, read_methods, run_name
 from leokit.devices import resolve_device
-from leokit.engine.scoring import score
+from leokit.engine.scoring import Classifier, score
 from leokit.engine.training import classifier, learner_of
 from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count, require_enough
 from leokit.features import FeatureStore
@@ -28,7 +28,13 @@ from leokit.tables import write_table
 SCHEMA = "leokit/eval@1"
 EPISODES = "episodes.parquet"
 SUMMARY = "summary.json"
-BASELINE = "class-mean"
+CENTRED = "centred-class-mean"
+BASELINES: dict[str, Classifier] = {
+    "class-mean": lambda support, _: class_mean(support),
+    CENTRED: lambda support, _: class_mean(support),  # on centred features
+    "ridge": lambda support, _: ridge_regression(support),
+    "logistic": lambda support, _: logistic_regression(support),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def run(
 ) -> Evaluation:
     """Test a run as the paper does: mean accuracy over episodes of classes that it was not trained on.
 
-    Nearest class mean is scored on the same episodes, so that the difference is paired.
+    Other methods are scored on the same episodes, so that the differences are paired.
 
     Args:
         config: of the evaluation.
@@ -84,11 +90,10 @@ def run(
             if on_message:
                 on_message(manifest.already_done(folder))
             return Evaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
-        accuracies, seconds = _score(config, trained, store, queries, device, on_progress)
+        accuracies, rates = _score(config, trained, store, queries, device, on_progress)
         summary = _summary(config, trained, store, accuracies)
         _write_episodes(folder / EPISODES, accuracies)
         manifest.write_atomically(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
-        rate = round(config.episodes / seconds, 1)
         written = manifest.finish(
             folder,
             SCHEMA,
@@ -96,7 +101,7 @@ def run(
             inputs,
             results=[EPISODES, SUMMARY],
             facts={"classes": store.classes(config.split), "episodes": config.episodes},
-            info=information(started=started, device=device, episodes_per_second=rate),
+            info=information(started=started, device=device, episodes_per_second=rates),
         )
         return Evaluation(folder, written, summary)
 
@@ -123,6 +128,7 @@ def _open(config: EvalConfig) -> tuple[EvalConfig, Run, FeatureStore, int | None
     store = FeatureStore.open(config.features or config.work / "features")
     check_same_backbone(trained, store)
     queries = _check(config, store)
+    read_methods(config.methods)
     return config, trained, store, queries, config.out or config.work / "eval" / _name(config, trained)
 
 
@@ -151,25 +157,43 @@ def _score(
     queries: int | None,
     device: torch.device,
     on_progress: Callable[[int, int, str], None] | None,
-) -> tuple[dict[str, NDArray[np.float64]], float]:
-    """Accuracies of each method, and the seconds that scoring took."""
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+    """Accuracies of each method, the run's first, and the episodes a second that each made."""
     assert config.ways and config.shots
     dtype = getattr(torch, trained.config.dtype)
     matrix = FeatureMatrix(store.load(config.split), device=device, dtype=dtype)
     parameters = {name: value.to(device) for name, value in trained.parameters.items()}
-    learner = learner_of(trained.config, store.dim)
+    learned = classifier(learner_of(trained.config, store.dim), parameters)
+    # Classes have the same rows in both matrices, and so have episodes.
+    methods: dict[str, tuple[FeatureMatrix, Classifier]] = {trained.config.variant: (matrix, learned)}
+    for name in read_methods(config.methods):
+        methods[name] = (_centred(matrix, store) if name == CENTRED else matrix, BASELINES[name])
     sampler = EpisodeSampler(matrix.offsets, ways=config.ways, seed=config.seed, purpose="evaluation")
-    started = time.perf_counter()
-    accuracies = score(
-        matrix,
-        sampler,
-        {trained.config.variant: classifier(learner, parameters), BASELINE: lambda support, _: class_mean(support)},
-        shots=config.shots,
-        queries=queries,
-        episodes=config.episodes,
-        on_progress=(lambda done, total: on_progress(done, total, "")) if on_progress else None,
-    )
-    return accuracies, time.perf_counter() - started
+    accuracies: dict[str, NDArray[np.float64]] = {}
+    rates: dict[str, float] = {}
+    for name, (features, method) in methods.items():
+        started = time.perf_counter()
+        accuracies |= score(
+            features,
+            sampler,
+            {name: method},
+            shots=config.shots,
+            queries=queries,
+            episodes=config.episodes,
+            on_progress=_reporter(on_progress, name),
+        )
+        rates[name] = round(config.episodes / (time.perf_counter() - started), 1)
+    return accuracies, rates
+
+
+def _reporter(on_progress: Callable[[int, int, str], None] | None, name: str) -> Callable[[int, int], None] | None:
+    return (lambda done, total: on_progress(done, total, name)) if on_progress else None
+
+
+def _centred(matrix: FeatureMatrix, store: FeatureStore) -> FeatureMatrix:
+    """The rows centred on the mean of the unit rows of the train split (CL2N; Wang et al. 2019, SimpleShot)."""
+    training = FeatureMatrix(store.load("train"), device=matrix.rows.device, dtype=matrix.rows.dtype)
+    return matrix.centred(training.rows.mean(0))
 
 
 def _write_episodes(path: Path, accuracies: dict[str, NDArray[np.float64]]) -> None:
@@ -198,7 +222,11 @@ def _summary(
         "split": config.split,
         "interval": "95 % over the sampling of episodes on these classes (1.96 s/√n)",
         "accuracy": {name: _plain(mean_interval(values)) for name, values in accuracies.items()},
-        "difference": {f"{variant} - {BASELINE}": _plain(paired_difference(accuracies[variant], accuracies[BASELINE]))},
+        "difference": {
+            f"{variant} - {name}": _plain(paired_difference(accuracies[variant], values))
+            for name, values in accuracies.items()
+            if name != variant
+        },
         "run": {key: trained.facts[key] for key in ("best_step", "steps", "val_accuracy", "val_half_width")},
         "backbone": (store.facts["backbone"] or {}).get("name"),
         "trained_on": store.facts["trained_on"],

@@ -29,7 +29,7 @@ def test_defaults_fit_together(leokit_process, features, tmp_path):
     assert "Next: leokit eval --shots 1" in trained.stderr
     tested = leokit(*EVAL, "--shots", 1)
     assert "5-way 1-shot" in tested.stdout
-    assert "leo - class-mean" in tested.stdout
+    assert "run - method" in tested.stdout
     assert "cannot be told" in " ".join(tested.stdout.split())
     assert max(map(len, tested.stdout.splitlines())) <= 80
     table = pq.read_table(tmp_path / "leokit-work/eval/leo-5way-1shot/episodes.parquet")
@@ -262,3 +262,13 @@ def test_quiet_prints_results_alone(leokit, features):
     done = leokit("--quiet", *TRAIN)
     assert done.stderr == ""
     assert "leo, 5-way 1-shot" in done.stdout
+
+
+def test_all_methods_on_the_same_episodes(leokit, features):
+    leokit(*TRAIN)
+    every = "class-mean,centred-class-mean,ridge,logistic"
+    result = json.loads(leokit(*EVAL, "--methods", every, "--out", "all", "--json").stdout)
+    assert list(result["accuracy"]) == ["leo", *every.split(",")]
+    alone = json.loads(leokit(*EVAL, "--json").stdout)
+    assert all(result["accuracy"][name] == value for name, value in alone["accuracy"].items())
+    assert "there are class-mean" in leokit(*EVAL, "--methods", "svm", "--out", "new", code=2).stderr
