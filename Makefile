@@ -18,6 +18,14 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -q
 
+# On images of your own: make bench IMAGES=folder
+IMAGES ?= bench-glyphs
+
+bench: install
+	test -d $(IMAGES) || $(BIN)/leokit demo $(IMAGES)
+	for size in 84 224; do $(BIN)/leokit bench extract $(IMAGES) --image-size $$size --repeat 2; done
+	$(BIN)/leokit bench read
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

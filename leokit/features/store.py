@@ -20,7 +20,6 @@ from leokit.errors import ArtifactError, DataError
 from leokit.features.layout import FOOTER_KEY, SCHEMA, arrow_schema
 from leokit.splits import SPLIT_NAMES
 
-
 _HEADER = 64  # bytes that the header of a page is shorter than
 
 
@@ -194,7 +193,7 @@ def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
         if page is None or not 0 < length - page < _HEADER or page < rows.nbytes:
             return False  # several pages
         file.seek(column.data_page_offset + length - rows.nbytes)
-        view = memoryview(rows).cast("B")
+        view = rows.data.cast("B")
         while view:
             count = file.readinto(view)
             if not count:
@@ -204,7 +203,7 @@ def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
 
 
 def _page_size(header: bytes) -> int | None:
-    """Bytes of a data page, by its header (Thrift's compact form: type, size unpacked and size as stored come first)."""
+    """Bytes of a data page, by its header: in Thrift's compact form, type, size unpacked and size as stored first."""
     numbers, position = [], 0
     for _ in range(3):
         if header[position : position + 1] != b"\x15":  # the next field, a 32-bit number

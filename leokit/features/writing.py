@@ -20,7 +20,6 @@ from leokit.features.layout import FOOTER_KEY, SCHEMA, Dtype, arrow_schema, foot
 from leokit.features.store import FeatureStore
 from leokit.provenance import information
 
-
 # The embeddings of a class as one page: its values lie in the file as they lie in memory, where the store's reader
 # takes them from without decoding. Up to a size that Parquet's 32-bit lengths can say; beyond, there are several pages.
 _ONE_PAGE: dict[str, Any] = {"data_page_size": 1 << 30}

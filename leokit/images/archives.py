@@ -27,7 +27,9 @@ def index(path: Path) -> list[Member]:
     """
     try:
         with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as archive:
-            found = [Member(os.fsencode(entry.name), entry.offset_data, entry.size) for entry in archive if entry.isreg()]
+            found = [
+                Member(os.fsencode(entry.name), entry.offset_data, entry.size) for entry in archive if entry.isreg()
+            ]
             end = archive.offset - _BLOCK if archive.offset else 0
         with path.open("rb") as file:
             file.seek(max((_padded(member) for member in found), default=max(end, 0)))

@@ -224,21 +224,18 @@ def fit(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         UnreadableImage: so narrow that the resized image would be immense.
     """
     size, mode = preprocessing.image_size, preprocessing.crop_mode
-    target = _resized_shape(image.width, image.height, preprocessing.resized, mode)
+    target = resized_shape(image.width, image.height, preprocessing.resized, mode)
     if target[0] * target[1] > MAX_PIXELS or min(target) < 1:
         raise UnreadableImage(f"too narrow to be resized: {image.width} x {image.height} pixels")
     if target != image.size:
         image = image.resize(target, RESAMPLING[preprocessing.interpolation])
     fill = tuple(round(255 * value) for value in preprocessing.mean) if mode == "border" else (0, 0, 0)
     image = _padded(image, size, fill)
-    if preprocessing.views != "ten-crop":
-        return np.array(_center(image, size))
-    right, bottom = image.width - size, image.height - size
-    corners = [image.crop((x, y, x + size, y + size)) for y in (0, bottom) for x in (0, right)]
-    return np.stack([np.asarray(view) for view in (*corners, _center(image, size))])
+    views = [np.array(image.crop(box)) for box in crop_boxes(image.width, image.height, preprocessing)]
+    return views[0] if len(views) == 1 else np.stack(views)
 
 
-def _resized_shape(width: int, height: int, scaled: int, mode: CropMode) -> tuple[int, int]:
+def resized_shape(width: int, height: int, scaled: int, mode: CropMode) -> tuple[int, int]:
     """Width and height before the crop, rounded as timm (border) and torchvision (the others) round them."""
     if mode == "squash":
         return scaled, scaled
@@ -260,8 +257,10 @@ def _padded(image: Image.Image, size: int, fill: tuple[int, ...]) -> Image.Image
     return padded
 
 
-def _center(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image."""
-    width, height = image.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+def crop_boxes(width: int, height: int, preprocessing: Preprocessing) -> list[tuple[int, int, int, int]]:
+    """Left, top, right and bottom of the views of a resized image: its middle, for ten-crop after its four corners."""
+    size = preprocessing.image_size
+    right, bottom = width - size, height - size
+    corners = [(left, top) for top in (0, bottom) for left in (0, right)] if preprocessing.views == "ten-crop" else []
+    places = [*corners, (round(right / 2), round(bottom / 2))]
+    return [(left, top, left + size, top + size) for left, top in places]

@@ -82,10 +82,10 @@ def scan(root: Path) -> ImageTree:
     """Find the classes of an image tree.
 
     A class is a folder that directly holds images, at any depth, and is called as the folder is; or a tar archive of
-    images, called as the archive without its suffix, whose images have paths as `n01440764.tar/n01440764_1.JPEG`. In the layout of
-    ILSVRC, where all of them lie under `train`, `val` and `test`, those under `train` are taken, and the others with
-    them unless a class of theirs is in `train` as well (held-out images of the same classes). Hidden files and
-    folders, and files that are no images by their suffix, are left alone and listed.
+    images, called as the archive without its suffix, whose images have paths as `n01440764.tar/n01440764_1.JPEG`. In
+    the layout of ILSVRC, where all of them lie under `train`, `val` and `test`, those under `train` are taken, and the
+    others with them unless a class of theirs is in `train` as well (held-out images of the same classes). Hidden files
+    and folders, and files that are no images by their suffix, are left alone and listed.
 
     Raises:
         DataError: no such folder, a folder or archive that cannot be read, no images, or two of one class name.
@@ -206,8 +206,8 @@ def _by_class(folders: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
     for name, same in by_name.items():
         if len(same) > 1:
             raise DataError(
-                f"Two folders are called {name!r}: {same[0]!r} and {same[1]!r}. A class is one folder (or .tar) of images; "
-                "rename one, or move its images into the other."
+                f"Two folders are called {name!r}: {same[0]!r} and {same[1]!r}. A class is one folder "
+                "(or .tar) of images; rename one, or move its images into the other."
             )
     return {name: tuple(_bytewise(folders[by_name[name][0]])) for name in _bytewise(list(by_name))}
 

@@ -216,7 +216,8 @@ def _find(entry: ListedImage, of_name: Mapping[str, str]) -> str | None:
             f"{entry.where}: {entry.image!r} leads out of the image tree; name files inside of it, without '..'."
         )
     image = of_name.get(path.name)
-    return image if image is not None and f"/{image}".endswith(f"/{path}") else None
+    unpacked = f"/{image}".replace(".tar/", "/")  # as the path would be were the archive a folder
+    return image if image is not None and (f"/{image}".endswith(f"/{path}") or unpacked.endswith(f"/{path}")) else None
 
 
 def _by_split(split_of: Mapping[str, str], source: str) -> dict[str, tuple[str, ...]]:

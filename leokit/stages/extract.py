@@ -1,33 +1,41 @@
 """`leokit extract`: image tree → features."""
 
+import errno
 import os
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from leokit import backbones, manifest
+import torch
+
+from leokit import backbones, distributed, manifest
 from leokit.backbones import Backbone
 from leokit.config import ExtractConfig, default_workers
 from leokit.devices import resolve_device
-from leokit.engine import embedding
-from leokit.engine.embedding import ShardRecord
+from leokit.distributed import Job, World
+from leokit.engine import shards
+from leokit.engine.embedding import Embedded, embed_shards
 from leokit.engine.interrupts import stop_requests
-from leokit.errors import DataError, UsageError
+from leokit.engine.models import BLOCK, Model
+from leokit.engine.shards import RECORDS, ShardRecord
+from leokit.errors import ArtifactError, DataError, LeokitError, UsageError
 from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
+from leokit.images.decoding import decoder
 from leokit.images.scan import ImageTree, scan
 from leokit.provenance import information
 from leokit.splits import Splits, resolve
-from leokit.tables import write_table
+from leokit.tables import read_table, write_table
 
 Progress = Callable[[int, int, str], None]
 
-VIEWS = "center"
+LISTING = f"{RECORDS}/images.parquet"  # the images of the plan with their sizes
 
 _FAILURE_TYPES = {"image": "string", "class_name": "string", "split": "string", "reason": "string"}
+_LISTING_TYPES = {"image": "string", "bytes": "int64"}
 _LISTED = 5  # ignored files that a message names
 _RECORDED = 100  # and that the manifest does
 
@@ -40,12 +48,14 @@ class Plan:
         tree: the images there are.
         splits: which of them are used, and for what.
         shards: the files to write, each with its classes and images.
+        sizes: of each image used, in bytes.
         images_id: hash of the names and sizes of all images used.
     """
 
     tree: ImageTree
     splits: Splits
     shards: tuple[Shard, ...]
+    sizes: Mapping[str, int]
     images_id: str
 
     @property
@@ -76,21 +86,43 @@ def plan(config: ExtractConfig) -> Plan:
     tree = scan(config.images)
     splits = resolve(config.splits, config.images, tree.classes, config.seed)
     images = splits.images(tree.classes)
+    sizes = {
+        image: tree.size(image) for classes in images.values() for of_class in classes.values() for image in of_class
+    }
     listed = [
-        [split, name, image, _size(tree.path(image))]
+        [split, name, image, sizes[image]]
         for split, classes in images.items()
         for name, of_class in classes.items()
         for image in of_class
     ]
-    return Plan(tree, splits, plan_shards(images), manifest.hash_text(manifest.canonical_json(listed)))
+    images_id = manifest.hash_text(manifest.canonical_json(listed))
+    return Plan(tree, splits, plan_shards(images), sizes, images_id)
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; -1 where it cannot be asked, which decoding will report."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+def load_backbone(config: ExtractConfig) -> Backbone:
+    """The backbone that a configuration names, with the user's preprocessing.
+
+    Raises:
+        UsageError, ArtifactError, LeokitError: see `backbones.load`.
+    """
+    if config.weights == backbones.RANDOM:
+        raise UsageError("weights = 'random': such features mean nothing; `leokit bench extract` takes them.")
+    return backbones.load(
+        config.backbone,
+        config.weights,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        mean=config.mean,
+        std=config.std,
+        interpolation=config.interpolation,
+        trained_on=config.trained_on,
+        layer=config.layer,
+        precision=config.precision,
+        compile=config.compile,
+        views=config.views,
+        jpeg_scaling=config.jpeg_scaling,
+        decoder=backbones.decoder_on(config.decode, resolve_device(config.device)),
+    )
 
 
 def run(
@@ -101,7 +133,8 @@ def run(
 ) -> FeatureStore:
     """Embed the images of a tree by a backbone and write the feature store.
 
-    The same call on finished features returns them; on unfinished ones it goes on after the last finished file.
+    The same call on finished features returns them; on unfinished ones it goes on after the last finished file. Under
+    torchrun or srun the files are divided among the ranks; rank 0 says how it goes.
 
     Args:
         config: of the extraction.
@@ -111,68 +144,247 @@ def run(
     Raises:
         UsageError: unknown backbone or device, or a value out of range.
         DataError: no images, splits that do not go with them, or too many unreadable images.
-        ArtifactError: weights that do not fit, or the place holds something else.
+        ArtifactError: weights that do not fit, or the place holds something else or is another process's at the time.
         Interrupted: stopped by Ctrl-C or SIGTERM; finished files are kept.
+        LeokitError: the disk is full, or a process that takes part has died.
     """
-    started = time.perf_counter()
-    allowed = parse_share(config.max_failures)
-    device = resolve_device(config.device)
-    planned = plan(config)
-    for message in _messages(planned):
-        (on_message or _silent)(message)
-    backbone = backbones.load(
-        config.backbone,
-        config.weights,
-        image_size=config.image_size,
-        crop_pct=config.crop_pct,
-        mean=config.mean,
-        std=config.std,
-        interpolation=config.interpolation,
-        trained_on=config.trained_on,
+    place = distributed.world()
+    extraction = _Extraction(
+        config,
+        place,
+        started=time.perf_counter(),
+        on_progress=None if place.rank else on_progress,
+        on_message=_silent if place.rank else on_message or _silent,
     )
-    folder, identified = default_out(config), _identity(config, planned, backbone)
-    inputs = {"images": manifest.Input(planned.images_id, str(config.images))}
-    finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
-    if finished:
-        (on_message or _silent)(manifest.already_done(folder))
-        return FeatureStore(folder, finished)
-    workers = default_workers() if config.workers is None else config.workers
-    with stop_requests() as stopped:
-        embedded = embedding.embed_shards(
-            planned.shards,
-            backbone,
-            root=planned.tree.root,
-            folder=folder,
-            dtype=config.dtype,
-            device=device,
-            workers=workers,
-            on_progress=on_progress,
-            stopped=stopped,
+    with distributed.joined(place) as job, _disk_errors(extraction.folder):
+        return extraction.run(job)
+
+
+class _Extraction:
+    """One call of `run`, on one rank."""
+
+    def __init__(
+        self,
+        config: ExtractConfig,
+        place: World,
+        *,
+        started: float,
+        on_progress: Progress | None,
+        on_message: Callable[[str], None],
+    ) -> None:
+        self.folder = default_out(config)
+        self._config, self._place, self._started = config, place, started
+        self._on_progress, self._on_message = on_progress, on_message
+        self._allowed = parse_share(config.max_failures)
+        self._device = _device(config.device, place)
+        self._workers = _workers(place) if config.workers is None else config.workers
+        self._plan = plan(config)
+        for message in _messages(self._plan):
+            on_message(message)
+        self._backbone = load_backbone(config)
+        self._identity = _identity(config, self._plan, self._backbone)
+        self._inputs = {"images": manifest.Input(self._plan.images_id, str(config.images))}
+        self._plans = {shard.name: shards.plan_hash(shard, self._plan.sizes) for shard in self._plan.shards}
+
+    def run(self, job: Job) -> FeatureStore:
+        """Embed this rank's share, and on rank 0 put all shares together."""
+        first = self._place.rank == 0
+        with ExitStack() as held:
+            done: dict[str, ShardRecord] | None = None
+            if first:
+                held.enter_context(manifest.locked(self.folder))
+                done = self._begin()
+            done = job.from_first(done)
+            if done is None:
+                return FeatureStore(self.folder, manifest.read(self.folder, SCHEMA))
+            embedded = self._embed(done)
+            parts = job.gather(embedded)
+            if first:
+                self._finish(done | {name: record for part in parts for name, record in part.records.items()}, parts)
+            job.wait()
+            return FeatureStore(self.folder, manifest.read(self.folder, SCHEMA))
+
+    def _begin(self) -> dict[str, ShardRecord] | None:
+        """The shards that are done already; None where all is."""
+        finished = manifest.begin(
+            self.folder,
+            SCHEMA,
+            self._identity,
+            self._inputs,
+            overwrite=self._config.overwrite,
+            reopen=self._reopens if self._config.retry_failed else None,
+            explain={"inputs.images": lambda: _changed_images(self.folder, self._plan)},
         )
-    records = embedded.records
-    write_table(folder / FAILURES, embedding.failure_columns(records.values()), _FAILURE_TYPES)
-    _check_failures(planned, records, allowed(planned.total), config.max_failures, folder)
-    written = manifest.finish(
-        folder,
-        SCHEMA,
-        identified,
-        inputs,
-        results=[*records, FAILURES],
-        facts=_facts(config, planned, backbone, records),
-        info=information(
-            started=started,
-            device=device,
-            workers=workers,
-            weights=config.weights,
-            splits=config.splits,
-            ignored={"files": len(planned.tree.ignored), "as": list(planned.tree.ignored[:_RECORDED])},
-            images_embedded=embedded.images,
-            images_per_second=round(embedded.images / embedded.seconds, 1),
-            seconds_in={part: round(value, 3) for part, value in vars(embedded.seconds_in).items()},
-        ),
+        if finished:
+            self._on_message(manifest.already_done(self.folder))
+            return None
+        (self.folder / RECORDS).mkdir(exist_ok=True)
+        columns = {"image": list(self._plan.sizes), "bytes": list(self._plan.sizes.values())}
+        write_table(self.folder / LISTING, columns, _LISTING_TYPES)
+        records = shards.finished_shards(self.folder, self._plans)
+        if self._config.retry_failed:
+            return {name: record for name, record in records.items() if not record.failures}
+        return records
+
+    def _reopens(self, found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+        """Whether a retry goes on from what is there: the same extraction, maybe of images mended since."""
+        same = {**found, "inputs": wanted["inputs"]} == wanted
+        return same and (found != wanted or _has_failures(self.folder, self._plans))
+
+    def _embed(self, done: Mapping[str, ShardRecord]) -> Embedded:
+        to_do = self._place.share([shard for shard in self._plan.shards if shard.name not in done])
+        alone = self._place.size == 1
+        with stop_requests() as stopped:
+            return embed_shards(
+                to_do,
+                self._backbone,
+                root=self._plan.tree.root,
+                folder=self.folder,
+                dtype=self._config.dtype,
+                device=self._device,
+                workers=self._workers,
+                plans=self._plans,
+                members=self._plan.tree.members,
+                batch_size=self._config.batch_size,
+                done=self._plan.total - sum(shard.rows for shard in to_do) if alone else 0,
+                on_progress=self._on_progress,
+                stopped=stopped,
+            )
+
+    def _finish(self, found: Mapping[str, ShardRecord], parts: Sequence[Embedded]) -> None:
+        """Write what is about all shards, the manifest last; `parts` tell how each rank has fared."""
+        config, folder, planned = self._config, self.folder, self._plan
+        images, seconds_in = sum(part.images for part in parts), parts[0].seconds_in
+        records = {shard.name: found[shard.name] for shard in planned.shards}
+        write_table(folder / FAILURES, shards.failure_columns(records.values()), _FAILURE_TYPES)
+        _check_failures(planned, records, self._allowed(planned.total), config.max_failures, folder)
+        _sweep(folder, records)
+        manifest.finish(
+            folder,
+            SCHEMA,
+            self._identity,
+            self._inputs,
+            results=[*records, FAILURES],
+            extras=[LISTING, *map(shards.record_name, records)],
+            facts=_facts(config, planned, self._backbone, records),
+            info=information(
+                started=self._started,
+                device=self._device,
+                workers=self._workers,
+                ranks=self._place.size,
+                block=min(part.block for part in parts),
+                weights=config.weights,
+                splits=config.splits,
+                ignored={"files": len(planned.tree.ignored), "as": list(planned.tree.ignored[:_RECORDED])},
+                images_embedded=images,
+                images_per_second=round(images / max(part.seconds for part in parts), 1),
+                slowest=seconds_in.bottleneck(self._workers),
+                seconds_in={part: round(value, 3) for part, value in vars(seconds_in).items()},
+            ),
+        )
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises, here or in Arrow, into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise LeokitError(
+            f"{folder} cannot be written: {os.strerror(error.errno).lower()}. What was finished is kept: make space "
+            "and run the same command again."
+        ) from error
+
+
+def _device(name: str, place: World) -> torch.device:
+    """The device of this rank: each on a machine takes another GPU, unless one is named."""
+    device = resolve_device(name)
+    if place.size > 1 and device.type == "cuda" and device.index is None:
+        return torch.device("cuda", place.local_rank % torch.cuda.device_count())
+    return device
+
+
+def _workers(place: World) -> int:
+    """Worker processes of this rank: the cores of the machine, divided among its ranks where they share them."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if place.size > 1 else 1
+    return max(1, default_workers() // ranks)
+
+
+def _has_failures(folder: Path, plans: Mapping[str, str]) -> bool:
+    return any(record.failures for record in shards.finished_shards(folder, plans).values())
+
+
+def _changed_images(folder: Path, planned: Plan) -> str:
+    """Which images of a plan are others than those that an extraction was begun with."""
+    try:
+        before = {row["image"]: row["bytes"] for row in read_table(folder / LISTING).to_pylist()}
+    except ArtifactError:
+        return "other images, or images of other sizes, than it was begun with"
+    kinds = {
+        "gone": before.keys() - planned.sizes.keys(),
+        "new": planned.sizes.keys() - before.keys(),
+        "of another size": {
+            name for name in before.keys() & planned.sizes.keys() if before[name] != planned.sizes[name]
+        },
+    }
+    said = [f"{len(names)} {kind}, as {min(names)}" for kind, names in kinds.items() if names]
+    retry = " (--retry-failed takes what has changed and keeps the rest)"
+    return ", ".join(said or ["the same images in other classes or splits"]) + retry
+
+
+def _sweep(folder: Path, records: Mapping[str, ShardRecord]) -> None:
+    """Delete the files of an earlier plan of the same extraction, which had other images."""
+    keep = {*records, *map(shards.record_name, records), FAILURES, LISTING}
+    for pattern in ("*.parquet", f"{RECORDS}/*.json"):
+        for path in folder.glob(pattern):
+            if str(path.relative_to(folder)) not in keep:
+                path.unlink()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an extraction would take, by a sample of its images.
+
+    Attributes:
+        bytes: on disk.
+        seconds: in all.
+        decoding: images/s of one process, reading included.
+        model: images/s of the model.
+    """
+
+    bytes: int
+    seconds: float
+    decoding: float
+    model: float
+
+
+def estimate(config: ExtractConfig, planned: Plan) -> Estimate:
+    """Estimate size and time of an extraction, by decoding and embedding two blocks of its images."""
+    device, backbone = resolve_device(config.device), load_backbone(config)
+    workers = default_workers() if config.workers is None else config.workers
+    images = list(planned.sizes)
+    sample = images[:: max(1, len(images) // (2 * BLOCK))][: 2 * BLOCK]
+    model = Model(backbone, device)
+    started = time.perf_counter()
+    with decoder(planned.tree.root, backbone.preprocessing, 0, members=planned.tree.members) as decode:
+        (pixels,) = (block.pixels for block in decode([tuple(sample)]))
+    decoding = len(sample) / (time.perf_counter() - started)
+    model.start(pixels[:BLOCK])()  # the first block also prepares
+    started = time.perf_counter()
+    model.start(pixels[-BLOCK:])()
+    rate = len(pixels[-BLOCK:]) / (time.perf_counter() - started)
+    cores = max(1, min(workers, default_workers()))
+    decoded, embedded = planned.total / (decoding * cores), planned.total / rate
+    names = sum(len(image.encode()) for image in images)
+    row = backbone.dim * (2 if config.dtype == "float16" else 4) + 13  # levels of the list, length of the name
+    return Estimate(
+        bytes=planned.total * row + names,
+        seconds=decoded + embedded if device.type == "cpu" else max(decoded, embedded),
+        decoding=decoding,
+        model=rate,
     )
-    shutil.rmtree(folder / embedding.RECORDS)
-    return FeatureStore(folder, written)
 
 
 def _silent(message: str) -> None:
@@ -214,7 +426,6 @@ def _identity(config: ExtractConfig, planned: Plan, backbone: Backbone) -> dict[
     return {
         "backbone": backbone.to_plain(),
         "trained_on": backbone.trained_on,
-        "views": VIEWS,
         "dtype": config.dtype,
         "splits": {
             "source": planned.splits.source,
@@ -233,7 +444,7 @@ def _facts(
         counts,
         dim=backbone.dim,
         dtype=config.dtype,
-        backbone={**backbone.to_plain(), "views": VIEWS},
+        backbone=backbone.to_plain(),
         trained_on=backbone.trained_on,
         failures=sum(len(record.failures) for record in records.values()),
         split_source=planned.splits.source,

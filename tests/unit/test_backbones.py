@@ -151,6 +151,9 @@ def test_preprocessing_is_as_timm_resolves_it_with_the_users_values_first(weight
         "interpolation": "bilinear",
         "exif": "transpose",
         "transparency": "white",
+        "views": "center",
+        "jpeg_scaling": False,
+        "decoder": "pillow",
     }
     mine = load(weights, crop_pct=1.0, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="nearest").preprocessing
     assert (mine.image_size, mine.crop_pct, mine.interpolation) == (32, 1.0, "nearest")

@@ -93,7 +93,7 @@ def test_a_pipe_is_no_image(tmp_path):
 def test_no_images(tmp_path):
     with pytest.raises(DataError, match="no image folder"):
         scan(tmp_path / "missing")
-    with pytest.raises(DataError, match="a class is a folder of images"):
+    with pytest.raises(DataError, match=r"a class is a folder, or a \.tar, of images"):
         scan(tmp_path)
     touch(tmp_path, "1.jpg")
     with pytest.raises(DataError, match="in no folder that names their class"):
