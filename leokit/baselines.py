@@ -1,7 +1,7 @@
 """Other methods on the same episodes: from support images to the weights of a linear classifier, as LEO gives them.
 
-None has a bias, so that a classifier is its weights: classes are balanced in an episode, and predictions are the largest
-product with a unit query.
+None has a bias, so that a classifier is its weights: classes are balanced in an episode, and a prediction is the class
+of the largest product with a unit query.
 """
 
 import warnings

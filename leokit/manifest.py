@@ -1,8 +1,8 @@
 """`manifest.json`: what an artifact folder is, what it was made from, and whether it is whole.
 
 A stage holds the folder by `locked`, calls `begin` before it writes anything, writes its files, and calls `finish`,
-which writes the manifest last and atomically. A folder without a manifest is unfinished; `begin` leaves `unfinished.json` in it, so that the
-same command can go on and another command is refused. The id of an artifact is the SHA-256 of the canonical JSON of
+which writes the manifest last and atomically. A folder without a manifest is unfinished; `begin` leaves
+`unfinished.json` in it, so that the same command can go on and another command is refused. The id of an artifact is the SHA-256 of the canonical JSON of
 its schema, the configuration that can change results, the ids of its inputs and the hashes of its result files;
 clocks, hosts, paths, logs and pictures are outside of it. A checksum over the rest of the manifest finds a flipped bit
 in those parts too.
@@ -173,7 +173,8 @@ def begin(
     if finished is None and unfinished is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtifactError(
-                f"{folder} exists and is no artifact of leokit: it is left alone. Choose another --out, or an empty folder."
+                f"{folder} exists and is no artifact of leokit: it is left alone. "
+                "Choose another --out, or an empty folder."
             )
     found = unfinished or finished or wanted
     if found["schema"] != schema:

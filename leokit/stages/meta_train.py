@@ -92,7 +92,7 @@ def _say(on_message: Callable[[str], None] | None, text: str) -> None:
 
 
 def _goes_on(folder: Path, *, resume: bool) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
-    """For `manifest.begin`: a run goes on where nothing but the steps differ, and no fewer are wanted than were done."""
+    """For `manifest.begin`: a run goes on where only the steps differ, and no fewer are wanted than were done."""
     done = load_state(folder / STATE)[1]["step"] if resume and (folder / STATE).exists() else 0
 
     def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -124,7 +124,7 @@ def test_meta_sgd_is_gradient_descent_from_its_start():
 
 
 def test_without_anchor_and_gate_it_is_leo_to_the_last_bit():
-    learner, tensors = start("anchored")
+    _, tensors = start("anchored")
     parameters, _ = split_anchor(tensors)
     nothing = Anchor(torch.tensor(-torch.inf, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))  # τ = 0
     ours = adapt(parameters, SUPPORT, Method(3, 2), anchor=nothing)
