@@ -2,10 +2,10 @@
 
 A stage holds the folder by `locked`, calls `begin` before it writes anything, writes its files, and calls `finish`,
 which writes the manifest last and atomically. A folder without a manifest is unfinished; `begin` leaves
-`unfinished.json` in it, so that the same command can go on and another command is refused. The id of an artifact is the SHA-256 of the canonical JSON of
-its schema, the configuration that can change results, the ids of its inputs and the hashes of its result files;
-clocks, hosts, paths, logs and pictures are outside of it. A checksum over the rest of the manifest finds a flipped bit
-in those parts too.
+`unfinished.json` in it, so that the same command can go on and another command is refused. The id of an artifact is the
+SHA-256 of the canonical JSON of its schema, the configuration that can change results, the ids of its inputs and the
+hashes of its result files; clocks, hosts, paths, logs and pictures are outside of it. A checksum over the rest of the
+manifest finds a flipped bit in those parts too.
 """
 
 import fcntl
