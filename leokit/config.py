@@ -126,6 +126,9 @@ class ExtractConfig:
     layer: Annotated[
         str | None, Doc("An inner layer by timm's name, averaged over places (default: what the classifier would get).")
     ] = None
+    normalize: Annotated[
+        Literal["none", "l2"], Doc("What to do to a vector before it is stored; LEO divides by the L2 norm on reading.")
+    ] = "none"
     precision: Precision = "float32"
     compile: Annotated[bool, Doc("Compile the model; pays on large sets.")] = False
     jpeg_scaling: Annotated[

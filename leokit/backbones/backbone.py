@@ -27,6 +27,7 @@ class Backbone:
         trained_on: what the weights were trained on: imagenet-1k, imagenet-21k, web or unknown.
         layer: which output the vectors are: `pooled`, what the classifier would get, or an inner layer by timm's name
             for it, averaged over places.
+        normalize: what is done to a vector: none, or divided by its l2 norm.
         precision: of the computation.
         compiled: whether torch.compile made it.
     """
@@ -39,6 +40,7 @@ class Backbone:
     dim: int
     trained_on: str
     layer: str = "pooled"
+    normalize: str = "none"
     precision: Precision = "float32"
     compiled: bool = False
 
@@ -50,6 +52,7 @@ class Backbone:
             "weights_sha256": self.weights_sha256,
             "layer": self.layer,
             "views": preprocessing.pop("views"),
+            "normalize": self.normalize,
             "precision": self.precision,
             "compiled": self.compiled,
             "preprocessing": preprocessing,

@@ -42,6 +42,7 @@ def load(
     interpolation: str | None = None,
     trained_on: str | None = None,
     layer: str | None = None,
+    normalize: str = "none",
     precision: Precision = "float32",
     compile: bool = False,
     views: Views = "center",
@@ -57,6 +58,7 @@ def load(
         image_size: side of the input in pixels, in place of timm's; likewise crop_pct, mean, std, interpolation.
         trained_on: what the weights were trained on, where leokit cannot know it.
         layer: an inner layer to take, by timm's name for it, in place of what the classifier would get.
+        normalize: `none`, or `l2` to divide a vector by its norm.
         precision: of the computation.
         compile: whether to compile the model.
         views: see `Preprocessing`; likewise jpeg_scaling, decoder.
@@ -94,6 +96,7 @@ def load(
         dim=_dim(module, name, preprocessing),
         trained_on=_trained_on(source, config, trained_on),
         layer=layer or "pooled",
+        normalize=normalize,
         precision=precision,
         compiled=compile,
     )

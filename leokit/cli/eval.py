@@ -46,7 +46,7 @@ def _table(summaries: list[dict[str, Any]]) -> TableData:
             cell = percent(**difference, sign=True) if difference else ""
             rows.append([setting, name, percent(**accuracy), cell])
             setting = ""
-    title = f"Accuracy on {summaries[0]['split']} classes in %, with 95 % interval over episodes"
+    title = f"Accuracy on {summaries[0]['split']} classes in %, 95 % interval over episodes"
     return TableData(title, ["", "method", "accuracy", "run - method"], rows)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDE = 110  # columns of a terminal that has room for a bar
+_NUMBER = (*"0123456789+-", "")  # how a number, or nothing, begins
 PLAIN_SECONDS = 10.0  # between lines of progress where stderr is no terminal
 Progress = Callable[[int, int, str], None]
 
@@ -80,7 +81,8 @@ class Output:
                 title_style="bold",
             )
             for index, column in enumerate(table.columns):
-                drawn.add_column(column, justify="right" if index and table.numeric else "left", overflow="fold")
+                numeric = table.numeric and index and all(row[index][:1] in _NUMBER for row in table.rows)
+                drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
             for row in table.rows:
                 drawn.add_row(*(Text(cell) for cell in row))
             console.print(drawn)
@@ -126,7 +128,7 @@ class Output:
 
 
 class TableData:
-    """A table to print: a title, column names and rows of text; all but the first column flush right if numeric."""
+    """A table to print: a title, column names and rows of text; if numeric, columns of numbers are flush right."""
 
     def __init__(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True

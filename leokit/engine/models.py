@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from leokit import backbones
 from leokit.backbones import Backbone
@@ -90,4 +91,5 @@ class Model:
         backbone, count = self.backbone, len(pixels)
         if backbone.compiled and count < self.block:  # which another shape would compile anew
             pixels = torch.cat([pixels, pixels.new_zeros(self.block - count, *pixels.shape[1:])])
-        return backbones.embed(backbone.module, pixels, backbone.preprocessing, backbone.precision)[:count]
+        vectors = backbones.embed(backbone.module, pixels, backbone.preprocessing, backbone.precision)[:count]
+        return normalize(vectors, dim=1) if backbone.normalize == "l2" else vectors

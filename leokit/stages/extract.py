@@ -117,6 +117,7 @@ def load_backbone(config: ExtractConfig) -> Backbone:
         interpolation=config.interpolation,
         trained_on=config.trained_on,
         layer=config.layer,
+        normalize=config.normalize,
         precision=config.precision,
         compile=config.compile,
         views=config.views,
@@ -410,12 +411,19 @@ def parse_share(text: str) -> Callable[[int], int]:
     return lambda total: int(value * total / 100) if share else int(value)
 
 
+def _a_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+
+
 def _messages(planned: Plan) -> list[str]:
     messages = []
     ignored = planned.tree.ignored
     if ignored:
-        names = ", ".join(ignored[:_LISTED]) + (", …" if len(ignored) > _LISTED else "")
-        messages.append(f"Left alone, being no images of a class: {len(ignored)} ({names}).")
+        messages.append(f"Left alone, being no images of a class: {len(ignored)} ({_a_few(ignored)}).")
+    used = {name for names in planned.splits.classes.values() for name in names}
+    unused = [name for name in planned.tree.classes if name not in used]
+    if unused:
+        messages.append(f"Classes in no split, left out: {len(unused)} ({_a_few(unused)}).")
     if planned.splits.note:
         messages.append(planned.splits.note)
     return messages

@@ -104,6 +104,14 @@ def test_every_row_is_the_embedding_of_its_image(tree, run, weights):
     assert failures(store) == {}
 
 
+def test_normalised_rows_have_unit_norm_and_are_recorded(run):
+    plain, unit = run("plain", dtype="float32"), run("unit", dtype="float32", normalize="l2")
+    rows = plain.load("train").embeddings
+    expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit.load("train").embeddings, expected, atol=1e-6)
+    assert [store.facts["backbone"]["normalize"] for store in (plain, unit)] == ["none", "l2"]
+
+
 def test_facts_say_all_that_a_later_stage_needs(run, weights):
     facts = run("features", trained_on="web").facts
     assert facts["counts"] == {
