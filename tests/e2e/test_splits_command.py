@@ -35,7 +35,7 @@ def test_show(leokit, tree):
     assert ["n01532829", "train"] in [line.split() for line in done.stdout.splitlines()]
     mine = json.loads(leokit("splits", "show", tree / "splits.csv", "--json").stdout)
     assert mine["classes"] == {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
-    assert "no such list" in leokit("splits", "show", "minimagenet", code=3).stderr
+    assert "no such list" in leokit("splits", "show", "minimagenet", code=2).stderr
 
 
 def test_check_of_a_whole_tree(leokit, tree):
