@@ -25,6 +25,7 @@ bench: install
 	test -d $(IMAGES) || $(BIN)/leokit demo $(IMAGES)
 	for size in 84 224; do $(BIN)/leokit bench extract $(IMAGES) --image-size $$size --repeat 2; done
 	$(BIN)/leokit bench read
+	for shots in 1 5; do $(BIN)/leokit bench meta-train --shots $$shots; $(BIN)/leokit bench eval --shots $$shots; done
 
 check: install
 	$(BIN)/ruff check .
