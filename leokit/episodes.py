@@ -105,11 +105,11 @@ class EpisodeSampler:
         self.ways = ways
         self.root = randomness.integer_key(seed, purpose)
 
-    def draw(self, numbers: range, *, shots: int, queries: int) -> Rows:
+    def draw(self, numbers: range | Tensor, *, shots: int, queries: int) -> Rows:
         """The episodes of the given numbers.
 
         Args:
-            numbers: which episodes, B of them.
+            numbers: which episodes, B of them; a tensor (B,) int64 is not looked at by the host.
             shots: K.
             queries: Q; K + Q images must be there in every class, see `require_enough`.
         """
@@ -127,11 +127,12 @@ class EpisodeSampler:
         query = _positions(order_keys.masked_fill_(outside, -1).topk(queries, dim=-1).values)
         return Rows(classes, start + support, start + query)
 
-    def _keys(self, numbers: range) -> tuple[Tensor, Tensor]:
+    def _keys(self, numbers: range | Tensor) -> tuple[Tensor, Tensor]:
         """Classes (B, N) of the episodes and, for each, a key for every image (B, N, longest)."""
         device = self.offsets.device
-        indices = torch.arange(numbers.start, numbers.stop, device=device)
-        episodes = randomness.keys(torch.tensor(self.root, device=device), indices)  # (B,)
+        indices = torch.arange(numbers.start, numbers.stop, device=device) if isinstance(numbers, range) else numbers
+        root = torch.full((), self.root, dtype=torch.int64, device=device)
+        episodes = randomness.keys(root, indices)  # (B,)
         class_keys = _ordered_keys(episodes, len(self.counts))  # (B, C)
         classes = _positions(class_keys.topk(self.ways, dim=-1, largest=False).values)  # (B, N)
         image_keys = _ordered_keys(randomness.keys(episodes.unsqueeze(-1), classes), self.longest)

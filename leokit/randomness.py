@@ -1,8 +1,8 @@
 """Draws as pure functions of a seed and a position: no global state, so order, batches and ranks change nothing.
 
-Two kinds. `words` gives random bits for a named purpose and position, which `normals` and `masks` turn into
-floating-point noise for one kind of device. `keys` hashes integers in integer arithmetic that is the same on every
-device, for the choice of episodes.
+Two kinds. `words` gives random bits for a named purpose and position on the CPU, which `normals` and `masks` turn into
+floating-point noise. `keys` hashes integers in integer arithmetic that is the same on every device, for the choice of
+episodes and for noise that is made on an accelerator.
 """
 
 import hashlib
@@ -41,35 +41,67 @@ def words(count: int, seed: int, purpose: str, *position: int) -> NDArray[np.uin
     return bits
 
 
-def normals(bits: Tensor) -> Tensor:
+def normals(bits: NDArray[np.int32], out: NDArray[np.float32]) -> None:
     """Standard normal draws, one for each 32 bits, by the Box-Muller transform in float32.
 
     Args:
-        bits: (..., n) int32 with n even; the first half gives the radii, the second half the angles.
-
-    Returns:
-        (..., n) float32; the largest magnitude is √(2 ln 2³²) ≈ 6.7.
+        bits: (n,) with n even; the first half gives the radii, the second half the angles.
+        out: (n,), is filled; the largest magnitude is √(2 ln 2³²) ≈ 6.7.
     """
-    values = bits.to(torch.float32)
+    half = len(bits) // 2
+    radius = np.abs(bits[:half].astype(np.float32))
+    radius += 0.5
+    radius *= 2**-31
+    np.log(radius, out=radius)
+    radius *= -2
+    np.maximum(radius, 0, out=radius)
+    np.sqrt(radius, out=radius)
+    angle = bits[half:].astype(np.float32)
+    angle *= np.float32(math.pi * 2**-31)
+    np.cos(angle, out=out[:half])
+    np.sin(angle, out=out[half:])
+    out[:half] *= radius
+    out[half:] *= radius
+
+
+def masks(bits: NDArray[np.int16], rate: float, out: NDArray[np.float32]) -> None:
+    """Dropout masks, one entry for each 16 bits: 0 with probability `rate`, else the inverse of keeping's.
+
+    The rate is rounded to a multiple of 2⁻¹⁶ and the scale made to fit, so that the mean is exactly 1.
+
+    Args:
+        bits: (n,).
+        rate: share of entries to drop, at least 0 and below 1.
+        out: (n,), is filled.
+    """
+    threshold, scale = _dropping(rate)
+    np.multiply(bits >= threshold, np.float32(scale), out=out)
+
+
+def _dropping(rate: float) -> tuple[int, float]:
+    """The least int16, uniform from -2¹⁵ to 2¹⁵ - 1, that is kept, and what it is kept as."""
+    dropped = min(round(rate * 2**16), 2**16 - 1)
+    return dropped - 2**15, 2**16 / (2**16 - dropped)
+
+
+def device_words(key: Tensor, count: int) -> Tensor:
+    """(..., count) int64 random words under keys (...), made on their device by `keys`."""
+    return keys(key.unsqueeze(-1), torch.arange(count, device=key.device))
+
+
+def device_normals(words: Tensor) -> Tensor:
+    """As `normals`, on the device of words (..., n) int64: (..., 2n) float32."""
+    values = words.view(torch.int32).to(torch.float32)
     radius, angle = values.chunk(2, dim=-1)
     radius = ((radius.abs() + 0.5) * 2**-31).log().mul(-2).clamp_min(0).sqrt()
     angle = angle * (math.pi * 2**-31)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)
 
 
-def masks(bits: Tensor, rate: float) -> Tensor:
-    """Dropout masks, one entry for each 16 bits: 0 with probability `rate`, else the inverse of keeping's.
-
-    The rate is rounded to a multiple of 2⁻¹⁶ and the scale made to fit, so that the mean is exactly 1.
-
-    Args:
-        bits: (..., n) int16.
-        rate: share of entries to drop, at least 0 and below 1.
-    """
-    dropped = min(round(rate * 2**16), 2**16 - 1)
-    kept = bits >= dropped - 2**15  # int16 is uniform from -2¹⁵ to 2¹⁵ - 1
-    scale = torch.tensor(2**16 / (2**16 - dropped), dtype=torch.float32, device=bits.device)
-    return torch.where(kept, scale, 0.0)
+def device_masks(words: Tensor, rate: float) -> Tensor:
+    """As `masks`, on the device of words (..., n) int64: (..., 4n) float32."""
+    threshold, scale = _dropping(rate)
+    return (words.view(torch.int16) >= threshold).to(torch.float32) * scale
 
 
 def integer_key(seed: int, purpose: str) -> int:

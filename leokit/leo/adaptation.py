@@ -1,8 +1,8 @@
 """Encode, sample, decode, adapt, predict (Algorithm 1, lines 6 to 15, and the fine-tuning of Section 4.2.3).
 
-The classifier is a linear softmax without bias, so the gradient of the support loss is a closed form,
-(softmax - one-hot)ᵀ X, chained through the sampled decoder. Adapting therefore builds no inner graph, touches no
-parameter's `.grad`, and a single backward pass gives the meta-gradient with all its second-order terms.
+The classifier is a linear softmax without bias, so the inner loops have closed forms (`loops`). Adapting builds no
+inner graph, touches no parameter's `.grad`, and a single backward pass gives the meta-gradient with all its
+second-order terms.
 
 The numbers are those of DeepMind's code, where it and the paper differ:
 
@@ -14,18 +14,17 @@ The numbers are those of DeepMind's code, where it and the paper differ:
 * Dropout falls on the encoder's input and, afresh, on the input of every prediction.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from leokit.leo.loops import MIN_STD, LatentLoop, Support, WeightLoop
 from leokit.leo.parameters import Anchor, Parameters
 
-MIN_STD = 1e-10
 _PAIR_BLOCK = 2**25  # elements of the relation network's hidden layer that are held at once
 
 
@@ -44,17 +43,10 @@ class Draws(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """A diagonal normal distribution.
-
-    Attributes:
-        mean: any shape.
-        std: same shape, at least 1e-10.
-        slope: derivative of `std` with respect to the network's output that it was made from.
-    """
+    """A diagonal normal distribution: mean and standard deviation, the latter at least 1e-10, of any one shape."""
 
     mean: Tensor
     std: Tensor
-    slope: Tensor
 
 
 @dataclass(frozen=True)
@@ -90,13 +82,11 @@ def gaussian(output: Tensor, offset: float) -> Gaussian:
     σ = max(exp(u) - (1 - offset), 1e-10): `offset` where u = 0, and constant, without gradient, at its floor.
     """
     mean, unnormalised = output.chunk(2, dim=-1)
-    exponential = unnormalised.exp()
-    std = exponential - (1 - offset)
-    above = std > MIN_STD
-    return Gaussian(mean, torch.where(above, std, MIN_STD), exponential * above)
+    std = unnormalised.exp() - (1 - offset)
+    return Gaussian(mean, torch.where(std > MIN_STD, std, MIN_STD))
 
 
-def encode(parameters: Parameters, support: Tensor) -> Gaussian:
+def encode(parameters: Parameters, support: Tensor, shares: Tensor | None = None) -> Gaussian:
     """The distribution of each class's code, q(z_n | D_n^tr) (eq. 3).
 
     All ordered pairs of support images, each with itself too, pass the relation network and are averaged over the
@@ -106,23 +96,30 @@ def encode(parameters: Parameters, support: Tensor) -> Gaussian:
     Args:
         parameters: the model.
         support: (..., N, K, D), after dropout where there is any.
+        shares: (..., N, K), see `adapt`.
 
     Returns:
         Distribution over (..., N, Z).
     """
+    ways, shots = support.shape[-3:-1]
     images = (support @ parameters.encoder).flatten(-3, -2)  # (..., NK, Z)
     first, second = parameters.relation_1.chunk(2)
     left, right = images @ first, images @ second  # (..., NK, 2Z)
     rows = max(1, _PAIR_BLOCK // max(1, right.numel()))
-    blocks = [_pair_means(block, right, parameters.relation_2) for block in torch.split(left, rows, dim=-2)]
-    means = torch.unflatten(torch.cat(blocks, dim=-2), -2, support.shape[-3:-1]).mean(-2)  # (..., N, 2Z)
+    second_shares = None if shares is None else (shares / ways).flatten(-2).unsqueeze(-2)  # (..., 1, NK)
+    blocks = [
+        _pair_means(block, right, parameters.relation_2, second_shares) for block in torch.split(left, rows, dim=-2)
+    ]
+    hidden = torch.unflatten(torch.cat(blocks, dim=-2), -2, (ways, shots))  # (..., N, K, 2Z)
+    means = hidden.mean(-2) if shares is None else (hidden * shares.unsqueeze(-1)).sum(-2)  # (..., N, 2Z)
     return gaussian(means @ parameters.relation_3, offset=0.0)
 
 
-def _pair_means(left: Tensor, right: Tensor, layer: Tensor) -> Tensor:
+def _pair_means(left: Tensor, right: Tensor, layer: Tensor, shares: Tensor | None) -> Tensor:
     """Mean over the second image of the hidden layer of every pair: (..., R, H), (..., P, H) -> (..., R, H)."""
-    pairs = (left.unsqueeze(-2) + right.unsqueeze(-3)).relu()  # (..., R, P, H)
-    return (pairs @ layer).relu().mean(-2)
+    pairs = (left.unsqueeze(-2) + right.unsqueeze(-3)).relu_()  # (..., R, P, H)
+    hidden = (pairs @ layer).relu_()
+    return hidden.mean(-2) if shares is None else (shares.unsqueeze(-2) @ hidden).squeeze(-2)
 
 
 def decode(parameters: Parameters, codes: Tensor, ways: int) -> Gaussian:
@@ -131,42 +128,22 @@ def decode(parameters: Parameters, codes: Tensor, ways: int) -> Gaussian:
     Args:
         parameters: the model.
         codes: (..., Z).
-        ways: N; the offset of the deviation is that of a Glorot initialisation of the N-way classifier.
+        ways: N; see `decoder_offset`.
 
     Returns:
         Distribution over (..., D).
     """
-    return gaussian(codes @ parameters.decoder, offset=sqrt(2 / (ways + parameters.dim)))
+    return gaussian(codes @ parameters.decoder, offset=decoder_offset(ways, parameters.dim))
+
+
+def decoder_offset(ways: int, dim: int) -> float:
+    """Deviation of a decoded weight where the decoder gives 0: that of a Glorot start of the N-way classifier."""
+    return sqrt(2 / (ways + dim))
 
 
 def predict(weights: Tensor, images: Tensor) -> Tensor:
     """Logits (..., N, Q, N) of images (..., N, Q, D) under a linear classifier (..., N, D); no bias."""
-    return images @ weights.unsqueeze(-3).transpose(-1, -2)
-
-
-def support_gradient(weights: Tensor, support: Tensor) -> Tensor:
-    """Gradient of the support loss, sum over classes of the mean over shots (eq. 5), for weights (..., N, D).
-
-    Args:
-        weights: (..., N, D), one row per class.
-        support: (..., N, K, D).
-
-    Returns:
-        (softmax - one-hot)ᵀ X / K, of shape (..., N, D).
-    """
-    ways, shots = support.shape[-3:-1]
-    images = support.flatten(-3, -2)  # (..., NK, D)
-    residual = (images @ weights.transpose(-1, -2)).softmax(-1)  # (..., NK, N)
-    labels = torch.eye(ways, dtype=support.dtype, device=support.device).repeat_interleave(shots, 0)  # (NK, N)
-    return (residual - labels).transpose(-1, -2) @ images / shots
-
-
-def descend(start: Tensor, rates: Tensor, steps: int, gradient: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """`steps` steps of gradient descent, x - rates · gradient(x, step), unrolled so that it can be differentiated."""
-    point = start
-    for step in range(steps):
-        point = point - rates * gradient(point, step)
-    return point
+    return torch.unflatten(images.flatten(-3, -2) @ weights.mT, -2, images.shape[-3:-1])
 
 
 def adapt(
@@ -175,70 +152,88 @@ def adapt(
     method: Method,
     draws: Draws | None = None,
     anchor: Anchor | None = None,
+    shares: Tensor | None = None,
 ) -> Adapted:
     """The inner loops of Algorithm 1: from the support images of an episode to its classifier.
 
     Args:
         parameters: the model.
-        support: (..., N, K, D) L2-normalised features.
+        support: (..., N, K, D) L2-normalised features, which gradients do not flow to.
         method: numbers of steps and variant.
         draws: noise and dropout masks of meta-training, or of posterior sampling (`C` = 1, no masks), or the codes of a
             method without encoder. What is not given is not random: codes and weights are then the means of their
             distributions.
         anchor: where there is one, decoded weights are a correction to the scaled class means.
+        shares: (..., N, K) non-negative, of sum 1 for each class: the share of each image in the means over its class.
+            None for 1/K. Classes with fewer images than others (ragged) fill up with images of share 0.
 
     Returns:
         The classifier with its codes and weights before and after.
     """
     given = draws or Draws()
-    ways = support.shape[-3]
-    prior, codes = _start(parameters, support, method, given)
-    mean_part, std_part = (half.T for half in parameters.decoder.chunk(2, dim=1))  # (D, Z)
-    base = None if anchor is None else anchor.log_scale.exp() * normalize(support.mean(-2), dim=-1)  # (..., N, D)
-
-    def sample_weights(point: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
-        """Weights (..., N, C, D) decoded from codes, and their derivative by the unnormalised deviation."""
-        if given.weights is None:
-            return point @ mean_part.T, None
-        decoded, noise = decode(parameters, point, ways), given.weights.select(-4, step)
-        return decoded.mean + decoded.std * noise, decoded.slope * noise
-
-    def classifier(decoded: Tensor) -> Tensor:
-        """The classifier (..., N, D) that decoded weights (..., N, C, D) stand for."""
-        mean = decoded.mean(-2)
-        return mean if anchor is None or base is None else base + anchor.gate * mean
-
-    def images(step: int) -> Tensor:
-        masks = given.support_masks
-        return _masked(support, None if masks is None else masks.select(-4, step))
-
-    def code_gradient(point: Tensor, step: int) -> Tensor:
-        decoded, sensitivity = sample_weights(point, step)
-        by_weights = support_gradient(classifier(decoded), images(step)).unsqueeze(-2)  # (..., N, 1, D)
-        if anchor is not None:
-            by_weights = anchor.gate * by_weights
-        by_mean = by_weights @ mean_part
-        return by_mean if sensitivity is None else by_mean + (by_weights * sensitivity) @ std_part
-
-    def weight_gradient(weights: Tensor, step: int) -> Tensor:
-        return support_gradient(weights, images(method.inner_steps + step))
-
-    adapted_codes = descend(codes, parameters.inner_lr, method.inner_steps, code_gradient)
-    adapted_weights = classifier(sample_weights(adapted_codes, method.inner_steps)[0])
-    weights = descend(adapted_weights, parameters.finetuning_lr, method.finetuning_steps, weight_gradient)
-    return Adapted(prior, codes, adapted_codes, adapted_weights, weights)
+    lead, (ways, _, dim) = support.shape[:-3], support.shape[-3:]
+    prior, codes = _start(parameters, support, method, given, shares)
+    whole = codes.shape[:-3]  # episodes, or samples of them
+    count = prod(whole)
+    base = None if anchor is None else anchor.log_scale.exp() * normalize(class_means(support, shares), dim=-1)
+    if base is not None:
+        base = base.expand(*whole, -1, -1).reshape(count, ways, dim)
+    noise = None if given.weights is None else given.weights.reshape(count, *given.weights.shape[-4:])
+    in_codes, in_weights = support_steps(support, shares, given.support_masks, method.inner_steps, whole)
+    adapted_codes, adapted_weights = LatentLoop.apply(
+        codes.reshape(count, *codes.shape[-3:]),
+        parameters.inner_lr,
+        parameters.decoder,
+        base,
+        None if anchor is None else anchor.gate,
+        noise,
+        *in_codes,
+        decoder_offset(ways, dim),
+        method.inner_steps,
+    )
+    weights = WeightLoop.apply(adapted_weights, parameters.finetuning_lr, *in_weights, method.finetuning_steps)
+    shape = (*whole, ways, dim)
+    assert len(whole) >= len(lead)
+    return Adapted(prior, codes, adapted_codes.view(codes.shape), adapted_weights.view(shape), weights.view(shape))
 
 
-def _start(parameters: Parameters, support: Tensor, method: Method, draws: Draws) -> tuple[Gaussian | None, Tensor]:
+def class_means(support: Tensor, shares: Tensor | None) -> Tensor:
+    """Means (..., N, D) of the images (..., N, K, D) of each class, by their shares (..., N, K) or equal ones."""
+    return support.mean(-2) if shares is None else (support * shares.unsqueeze(-1)).sum(-2)
+
+
+def support_steps(
+    support: Tensor, shares: Tensor | None, masks: Tensor | None, first: int, lead: torch.Size
+) -> tuple[Support, Support]:
+    """What the two loops descend on, episodes along one dimension: for the first `first` steps, and for those after.
+
+    Args:
+        support: (..., N, K, D).
+        shares: (..., N, K) or None.
+        masks: (..., steps, N, K, D) or None.
+        first: steps of the first loop.
+        lead: of the episodes, or of samples of them: what `...` broadcasts to.
+    """
+    ways, shots, dim = support.shape[-3:]
+    labels = torch.eye(ways, dtype=support.dtype, device=support.device).repeat_interleave(shots, 0)  # (NK, N)
+    spread: float | Tensor = 1 / shots
+    if shares is not None:
+        spread = shares.expand(*lead, ways, shots).reshape(prod(lead), ways * shots, 1)
+    images = support.unsqueeze(-4) if masks is None else support.unsqueeze(-4) * masks
+    images = images.expand(*lead, *images.shape[-4:]).reshape(prod(lead), images.shape[-4], ways * shots, dim)
+    if masks is None:
+        return Support(images, labels, spread), Support(images, labels, spread)
+    return Support(images[:, :first], labels, spread), Support(images[:, first:], labels, spread)
+
+
+def _start(
+    parameters: Parameters, support: Tensor, method: Method, draws: Draws, shares: Tensor | None
+) -> tuple[Gaussian | None, Tensor]:
     """The distribution of the codes and the codes (..., N, C, Z) that adapting starts from."""
     if not method.encoded:
         if draws.codes is None:
             raise ValueError("a method without encoder needs draws of its codes")
         return None, draws.codes
-    prior = encode(parameters, _masked(support, draws.encoder_mask))
+    prior = encode(parameters, support if draws.encoder_mask is None else support * draws.encoder_mask, shares)
     codes = prior.mean.unsqueeze(-2)
     return prior, codes if draws.codes is None else codes + prior.std.unsqueeze(-2) * draws.codes
-
-
-def _masked(images: Tensor, mask: Tensor | None) -> Tensor:
-    return images if mask is None else images * mask

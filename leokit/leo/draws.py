@@ -47,49 +47,79 @@ def meta_training_draws(
     shapes: DrawShapes,
     *,
     seed: int,
-    step: int,
+    step: int | Tensor,
     tasks: range,
     dropout: float,
     sampled: bool = True,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
 ) -> Draws:
     """Everything random that the given tasks of a step consume, stacked along a first dimension of tasks.
 
     Each task has its own stream of bits, so the tasks of a step may be divided in any way. Float64 gets the same
-    numbers as float32.
+    numbers as float32. A step that is a tensor has them made on its device, without asking the host: other numbers,
+    under the same promises.
 
     Args:
         shapes: sizes of an episode.
         seed: of the run.
-        step: number of the meta-training step.
+        step: number of the meta-training step; () int64 where it is a tensor.
         tasks: which of the step's tasks.
         dropout: rate; 0 draws no masks.
         sampled: whether there is noise for codes and weights.
         dtype: of the result.
-        device: of the result.
     """
     noise = [shapes._codes, shapes._weights] if sampled else []
     mask = [shapes._support, shapes._gradients, shapes._query] if dropout else []
-    noise_count, mask_count = _count(noise), _count(mask)
-    noise_words = -(-noise_count // 4) * 2  # 32 bits each, rounded up to a whole number of pairs of words
-    words = noise_words + -(-mask_count // 4)  # 16 bits each
-    bits = np.empty((len(tasks), words), np.uint64)
+    noise_words = -(-_count(noise) // 4) * 2  # 32 bits each, rounded up to a whole number of pairs of words
+    mask_words = -(-_count(mask) // 4)  # 16 bits each
+    words = (noise_words, mask_words)
+    normals, masks = (
+        _on_device(seed, step, tasks, *words, dropout)
+        if isinstance(step, Tensor)
+        else _on_cpu(seed, step, tasks, *words, dropout)
+    )
+    named = dict(zip(("codes", "weights"), _split(normals.to(dtype), noise), strict=False))
+    named |= dict(zip(("encoder_mask", "support_masks", "query_mask"), _split(masks.to(dtype), mask), strict=False))
+    return Draws(**named)
+
+
+def _on_cpu(
+    seed: int, step: int, tasks: range, noise_words: int, mask_words: int, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Normals (B, 2·noise words) and masks (B, 4·mask words), task by task, in the cache of a core."""
+    normals = np.empty((len(tasks), 2 * noise_words), np.float32)
+    masks = np.empty((len(tasks), 4 * mask_words), np.float32)
     for row, task in enumerate(tasks):
-        bits[row] = randomness.words(words, seed, "noise", step, task)
-    normal_bits = torch.from_numpy(bits[:, :noise_words].view(np.int32)).to(device)
-    mask_bits = torch.from_numpy(bits[:, noise_words:].view(np.int16)).to(device)
-    normals = _split(randomness.normals(normal_bits).to(dtype), noise) if noise else [None, None]
-    masks = _split(randomness.masks(mask_bits, dropout).to(dtype), mask) if mask else []
-    return Draws(*normals, *masks)
+        bits = randomness.words(noise_words + mask_words, seed, "noise", step, task)
+        if noise_words:
+            randomness.normals(bits[:noise_words].view(np.int32), normals[row])
+        if mask_words:
+            randomness.masks(bits[noise_words:].view(np.int16), dropout, masks[row])
+    return torch.from_numpy(normals), torch.from_numpy(masks)
 
 
-def _count(shapes: list[tuple[int, ...]]) -> int:
+def _on_device(
+    seed: int, step: Tensor, tasks: range, noise_words: int, mask_words: int, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """As `_on_cpu`, by hashing positions."""
+    root = torch.full_like(step, randomness.integer_key(seed, "noise"))
+    numbers = torch.arange(tasks.start, tasks.stop, device=step.device)
+    bits = randomness.device_words(randomness.keys(randomness.keys(root, step), numbers), noise_words + mask_words)
+    normals = randomness.device_normals(bits[:, :noise_words].contiguous())
+    return normals, randomness.device_masks(bits[:, noise_words:].contiguous(), dropout)
+
+
+Shapes = list[tuple[int, ...]]
+
+
+def _count(shapes: Shapes) -> int:
     return sum(int(np.prod(shape)) for shape in shapes)
 
 
-def _split(values: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+def _split(values: Tensor, shapes: Shapes) -> list[Tensor]:
     """Cut rows (B, n) into consecutive pieces of the given shapes, (B, *shape) each; what is left over is unused."""
+    if not shapes:
+        return []
     sizes = [int(np.prod(shape)) for shape in shapes]
     pieces = torch.split(values[:, : sum(sizes)], sizes, dim=1)
     return [torch.unflatten(piece, 1, shape) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -23,33 +23,15 @@ import torch
 from torch import Tensor
 
 from leokit import randomness
+from leokit.config import MetaTrainConfig
 from leokit.errors import UsageError
-from leokit.leo.adaptation import Draws, Method, adapt, descend, predict, support_gradient
+from leokit.leo.adaptation import Draws, Method, adapt, predict, support_steps
 from leokit.leo.draws import DrawShapes, meta_training_draws
+from leokit.leo.loops import WeightLoop
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss, score
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every learner is made from, as in the configuration of a run."""
-
-    ways: int
-    shots: int
-    queries: int
-    dim: int
-    num_latents: int
-    inner_steps: int
-    finetuning_steps: int
-    inner_lr: float
-    finetuning_lr: float
-    dropout: float
-    penalties: Penalties
-    seed: int
-    anchor_scale: float
-    anchor_gate: float
 
 
 class Learner(Protocol):
@@ -59,8 +41,11 @@ class Learner(Protocol):
         """The parameters before training, by name."""
         ...
 
-    def draws(self, step: int, tasks: range, like: Tensor) -> Draws:
-        """Everything random that the tasks of a meta-training step consume, of the dtype and device of `like`."""
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
+        """Everything random that the tasks of a step consume, of the dtype and device of `like`.
+
+        The step is a number on the CPU, a () int64 tensor on any other device.
+        """
         ...
 
     def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
@@ -80,54 +65,36 @@ class Learner(Protocol):
 class LatentLearner:
     """Every variant with codes: a method, and an anchor or none."""
 
-    settings: Settings
+    config: MetaTrainConfig
+    dim: int
     method: Method
     anchored: bool = False
 
     def initial(self, dtype: torch.dtype) -> Tensors:
         """See `Learner`."""
-        settings = self.settings
+        config = self.config
         parameters = initial_parameters(
-            settings.dim,
-            settings.num_latents,
-            inner_lr=settings.inner_lr,
-            finetuning_lr=settings.finetuning_lr,
-            seed=settings.seed,
+            self.dim,
+            config.num_latents,
+            inner_lr=config.inner_lr,
+            finetuning_lr=config.finetuning_lr,
+            seed=config.seed,
             dtype=dtype,
         )
         tensors = {name: value.detach() for name, value in parameters._asdict().items()}
         if self.anchored:
-            tensors["log_scale"] = torch.tensor(log(settings.anchor_scale), dtype=dtype)
-            tensors["gate"] = torch.tensor(settings.anchor_gate, dtype=dtype)
+            tensors["log_scale"] = torch.tensor(log(config.anchor_scale), dtype=dtype)
+            tensors["gate"] = torch.tensor(config.anchor_gate, dtype=dtype)
         return tensors
 
-    def draws(self, step: int, tasks: range, like: Tensor) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
         """See `Learner`."""
-        settings, method = self.settings, self.method
-        shapes = DrawShapes(
-            settings.ways,
-            settings.shots,
-            settings.queries,
-            settings.dim,
-            settings.num_latents,
-            method.inner_steps,
-            method.finetuning_steps,
-        )
-        return meta_training_draws(
-            shapes,
-            seed=settings.seed,
-            step=step,
-            tasks=tasks,
-            dropout=settings.dropout,
-            sampled=method.sampled,
-            dtype=like.dtype,
-            device=like.device,
-        )
+        return _draws(self.config, self.dim, self.method, step, tasks, like)
 
     def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
         """See `Learner`."""
         parameters, anchor = split_anchor(tensors)
-        return meta_loss(parameters, support, query, self.settings.penalties, self.method, draws, anchor)
+        return meta_loss(parameters, support, query, penalties(self.config), self.method, draws, anchor)
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
         """See `Learner`."""
@@ -137,11 +104,13 @@ class LatentLearner:
 
     def _prior_codes(self, support: Tensor, numbers: range) -> Tensor:
         """Codes (B, N, 1, Z) drawn by (seed, number of the episode)."""
-        ways, latents = support.shape[-3], self.settings.num_latents
+        ways, latents = support.shape[-3], self.config.num_latents
         count = -(-ways * latents // 4) * 2  # words of 64 bits, a whole number of pairs
-        bits = np.stack([randomness.words(count, self.settings.seed, "prior", number) for number in numbers])
-        normals = randomness.normals(torch.from_numpy(bits.view(np.int32)))[:, : ways * latents]
-        return normals.view(-1, ways, 1, latents).to(support)
+        normals = np.empty((len(numbers), 2 * count), np.float32)
+        for row, number in enumerate(numbers):
+            bits = randomness.words(count, self.config.seed, "prior", number)
+            randomness.normals(bits.view(np.int32), normals[row])
+        return torch.from_numpy(normals[:, : ways * latents]).view(-1, ways, 1, latents).to(support)
 
     def fallback(self, tensors: Tensors) -> Tensors | None:
         """See `Learner`: for the anchored variant the class means, a gate of 0 and steps of 0."""
@@ -166,33 +135,33 @@ class MetaSGD:
     The steps are those of LEO's two loops together, so that both adapt as often.
     """
 
-    settings: Settings
+    config: MetaTrainConfig
+    dim: int
 
     @property
     def _steps(self) -> int:
-        return self.settings.inner_steps + self.settings.finetuning_steps
+        return self.config.inner_steps + self.config.finetuning_steps
 
     def initial(self, dtype: torch.dtype) -> Tensors:
         """See `Learner`: a Glorot-uniform start."""
-        shape = (self.settings.ways, self.settings.dim)
+        shape = (self.config.ways, self.dim)
         limit = (6 / sum(shape)) ** 0.5
-        start = randomness.generator(self.settings.seed, "parameters").uniform(-limit, limit, shape)
+        start = randomness.generator(self.config.seed, "parameters").uniform(-limit, limit, shape)
         return {
             "start": torch.from_numpy(start).to(dtype),
-            "lr": torch.full(shape, self.settings.inner_lr, dtype=dtype),
+            "lr": torch.full(shape, self.config.inner_lr, dtype=dtype),
         }
 
-    def draws(self, step: int, tasks: range, like: Tensor) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
         """See `Learner`: dropout masks alone."""
-        learner = LatentLearner(self.settings, Method(0, self._steps, sampled=False))
-        return learner.draws(step, tasks, like)
+        return _draws(self.config, self.dim, Method(0, self._steps, sampled=False), step, tasks, like)
 
     def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
         """See `Learner`: the query loss and the L2 penalty of the start."""
         weights = self._adapt(tensors, support, draws.support_masks)
         query_loss, accuracy = score(predict(weights, query if draws.query_mask is None else query * draws.query_mask))
         l2, none = tensors["start"].square().sum() / 2, query_loss.new_zeros(())
-        total = query_loss.mean() + self.settings.penalties.l2 * l2
+        total = query_loss.mean() + self.config.l2_weight * l2
         return MetaLoss(total, query_loss, accuracy, none, none, l2, none)
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
@@ -207,20 +176,50 @@ class MetaSGD:
         return self._adapt(tensors, support, None)
 
     def _adapt(self, tensors: Tensors, support: Tensor, masks: Tensor | None) -> Tensor:
-        def gradient(weights: Tensor, step: int) -> Tensor:
-            return support_gradient(weights, support if masks is None else support * masks.select(-4, step))
-
+        images, _ = support_steps(support, None, masks, self._steps, support.shape[:-3])
         start = tensors["start"].expand(*support.shape[:-3], -1, -1)
-        return descend(start, tensors["lr"], self._steps, gradient)
+        weights: Tensor = WeightLoop.apply(start, tensors["lr"], *images, self._steps)
+        return weights
 
     def fallback(self, tensors: Tensors) -> Tensors | None:
         """See `Learner`: there is none."""
         return None
 
 
-def make_learner(variant: str, settings: Settings) -> Learner:
-    """The learner of a variant's name, see the table above."""
-    inner, finetuning = settings.inner_steps, settings.finetuning_steps
+def penalties(config: MetaTrainConfig) -> Penalties:
+    """The weights of the penalties that a configuration names."""
+    return Penalties(
+        kl=config.kl_weight,
+        encoder=config.encoder_penalty_weight,
+        l2=config.l2_weight,
+        orthogonality=config.orthogonality_weight,
+    )
+
+
+def _draws(config: MetaTrainConfig, dim: int, method: Method, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
+    shapes = DrawShapes(
+        config.ways,
+        config.shots,
+        config.queries,
+        dim,
+        config.num_latents,
+        method.inner_steps,
+        method.finetuning_steps,
+    )
+    return meta_training_draws(
+        shapes,
+        seed=config.seed,
+        step=step,
+        tasks=tasks,
+        dropout=config.dropout,
+        sampled=method.sampled,
+        dtype=like.dtype,
+    )
+
+
+def make_learner(config: MetaTrainConfig, dim: int) -> Learner:
+    """The learner of a run's configuration, see the table above, for features of width `dim`."""
+    inner, finetuning = config.inner_steps, config.finetuning_steps
     methods = {
         "leo": Method(inner, finetuning),
         "no-finetuning": Method(inner, 0),
@@ -230,6 +229,6 @@ def make_learner(variant: str, settings: Settings) -> Learner:
         "generator-finetuning": Method(0, finetuning),
         "anchored": Method(inner, finetuning),
     }
-    if variant == "meta-sgd":
-        return MetaSGD(settings)
-    return LatentLearner(settings, methods[variant], anchored=variant == "anchored")
+    if config.variant == "meta-sgd":
+        return MetaSGD(config, dim)
+    return LatentLearner(config, dim, methods[config.variant], anchored=config.variant == "anchored")

@@ -1,10 +1,12 @@
 """The meta-objective (eqs. 6 and 7, in the form of DeepMind's code)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, mse_loss
 
 from leokit.leo.adaptation import Draws, Gaussian, Method, adapt, predict
@@ -63,7 +65,7 @@ def meta_loss(
     if adapted.prior is not None and draws is not None and draws.codes is not None:
         kl = sampled_kl(adapted.prior, adapted.codes, draws.codes).mean()
         encoder_penalty = mse_loss(adapted.codes, adapted.adapted_codes.detach())
-    l2 = sum((matrix.square().sum() for matrix in parameters.matrices()), start=none) / 2
+    l2 = SumOfSquares.apply(*parameters.matrices()) / 2
     orthogonality = orthogonality_penalty(parameters.decoder)
     total = (
         query_loss.mean()
@@ -94,5 +96,23 @@ def sampled_kl(prior: Gaussian, codes: Tensor, noise: Tensor) -> Tensor:
 
 def orthogonality_penalty(decoder: Tensor) -> Tensor:
     """Mean square of C - I, where C holds the cosines between the rows (latent dimensions) of the decoder (Z, 2D)."""
-    rows = decoder / (decoder.norm(dim=1, keepdim=True) + 1e-32)
-    return mse_loss(rows @ rows.T, torch.eye(len(rows), dtype=rows.dtype, device=rows.device))
+    products = decoder @ decoder.T
+    norms = products.diagonal().clamp_min(1e-32).sqrt()
+    return mse_loss(products / (norms * norms[:, None]), torch.eye(len(norms), dtype=norms.dtype, device=norms.device))
+
+
+class SumOfSquares(Function):
+    """Sum of all squares of some tensors, with few operations each way."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(*tensors)
+        return torch.stack(list(torch._foreach_norm(tensors))).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+        """Twice each tensor."""
+        doubled: tuple[Tensor, ...] = torch._foreach_mul(ctx.saved_tensors, 2 * upstream)
+        return doubled

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
 def clip_gradients(gradients: Sequence[Tensor], *, value: float, norm: float) -> list[Tensor]:
     """Each gradient with its entries clipped to ± `value`, then scaled down to `norm` by its own norm."""
-    clipped = [gradient.clamp(-value, value) for gradient in gradients]
-    return [gradient * (norm / gradient.norm().clamp_min(norm)) for gradient in clipped]
+    clipped = torch._foreach_clamp_min(torch._foreach_clamp_max(list(gradients), value), -value)
+    norms = torch._foreach_clamp_min(torch._foreach_norm(clipped), norm)
+    torch._foreach_mul_(clipped, torch._foreach_mul(torch._foreach_reciprocal(norms), norm))
+    return list(clipped)
 
 
 def decay_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

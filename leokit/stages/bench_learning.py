@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from leokit.config import BenchEvalConfig, BenchMetaTrainConfig, MetaTrainConfig
 from leokit.devices import resolve_device
 from leokit.engine import training
 from leokit.engine.scoring import score
+from leokit.engine.state import State, new_state
+from leokit.engine.steps import Steps, make_steps
 from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count
 from leokit.features import FeatureTable
 from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
+from leokit.leo.learners import make_learner, penalties
 
 CLASSES = 20
 
@@ -37,18 +41,17 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
     """
     device = resolve_device(config.device)
     trained = _config(config.shots, config.ways, config.queries, config.meta_batch)
+    trained = replace(trained, cuda_graph=config.cuda_graph)
     features = made_up_features(CLASSES, 600, config.dim, device)
-    ours, twin = training.new_state(trained, config.dim, device), training.new_state(trained, config.dim, device)
-    steps = training.Steps(trained, features)
+    ours, twin = new_state(trained, config.dim, device), new_state(trained, config.dim, device)
+    steps = make_steps(trained, features)
     twin_steps = _TwinSteps(trained, features)
 
     def take() -> None:
         steps.take(ours)
-        ours.step += 1
 
     def take_twin() -> None:
         twin_steps.take(twin)
-        twin.step += 1
 
     rates = _in_turns(take, take_twin, rounds=config.rounds, seconds=config.seconds, device=device)
     return _result(rates, take, config.rounds, device, unit="steps")
@@ -63,11 +66,11 @@ def run_eval(config: BenchEvalConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     trained = _config(config.shots, config.ways, 15, 12)
     features = made_up_features(CLASSES, 600, config.dim, device)
-    state = training.new_state(trained, config.dim, device)
+    state = new_state(trained, config.dim, device)
     tensors = {name: value.detach() for name, value in state.parameters.items()}
     sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="evaluation")
     queries = query_count(config.queries, config.shots)
-    method = training.classifier(training.learner_of(trained, config.dim), tensors)
+    method = training.classifier(make_learner(trained, config.dim), tensors)
 
     def ours(episodes: int = config.episodes) -> None:
         score(features, sampler, {"leo": method}, shots=config.shots, queries=queries, episodes=episodes)
@@ -94,23 +97,20 @@ def made_up_features(classes: int, images: int, dim: int, device: torch.device) 
     return FeatureMatrix(table, device=device)
 
 
-class _TwinSteps(training.Steps):
+class _TwinSteps(Steps):
     """The same steps, an episode at a time by `leo.reference`."""
 
-    def take(self, state: training.State) -> Tensor:
+    def take(self, state: State) -> None:
         config = self.config
-        support, query = self._episodes(state.step)
+        support, query = self.episodes(state.step)
         draws = self.learner.draws(state.step, range(config.meta_batch), support)
-        penalties = Penalties(
-            config.kl_weight, config.encoder_penalty_weight, config.l2_weight, config.orthogonality_weight
-        )
         parameters = Parameters(**state.parameters)
         losses = [
             reference.episode(
                 parameters,
                 support[index],
                 query[index],
-                penalties,
+                penalties(config),
                 inner_steps=config.inner_steps,
                 finetuning_steps=config.finetuning_steps,
                 draws=Draws(*(None if value is None else value[index] for value in draws)),
@@ -124,7 +124,7 @@ class _TwinSteps(training.Steps):
         ):
             value.grad = gradient
         state.optimiser.step()
-        return loss.detach()
+        state.step += 1
 
 
 def _twin_evaluation(

@@ -181,7 +181,7 @@ def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: C
 def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[str]:
     import torch
 
-    from leokit.engine.training import learner_of
+    from leokit.leo.learners import make_learner
     from leokit.runs import load_parameters
 
     try:
@@ -189,7 +189,7 @@ def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[s
     except LeokitError as error:
         yield f"{path.name}: {error}"
         return
-    fitting = learner_of(config, dim).initial(getattr(torch, config.dtype))
+    fitting = make_learner(config, dim).initial(getattr(torch, config.dtype))
     for name in sorted({*tensors, *fitting}):
         if name not in tensors or name not in fitting:
             yield f"{path.name}: {name} is {'missing' if name in fitting else 'nothing that the variant learns'}"

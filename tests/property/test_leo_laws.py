@@ -184,16 +184,6 @@ def test_deviation_is_positive_for_any_output():
     assert std.tolist() == pytest.approx(expected, rel=1e-8)
 
 
-def test_inner_loop_by_hand():
-    # DeepMind's own example: code 4, loss (2z)²/2... a quadratic whose gradient is 2·z and a rate of 0.4:
-    # 4 -> 4 - 0.4·2·4 = 0.8 -> 0.16 -> 0.032.
-    points = [
-        adaptation.descend(torch.tensor(4.0), torch.tensor(0.4), steps, lambda z, _: 2 * z).item()
-        for steps in (0, 1, 2, 3)
-    ]
-    assert points == pytest.approx([4, 0.8, 0.16, 0.032])
-
-
 def test_float32_follows_float64():
     single, double = Problem(dtype=torch.float32), Problem()
     single.support, single.query = double.support.float(), double.query.float()

@@ -7,22 +7,26 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from leokit.baselines import class_mean
+from leokit.config import MetaTrainConfig
 from leokit.errors import UsageError
-from leokit.leo import Anchor, Draws, Method, Penalties, adapt, initial_parameters, predict
-from leokit.leo.learners import Settings, make_learner, split_anchor
+from leokit.leo import Anchor, Draws, Method, adapt, initial_parameters, predict
+from leokit.leo.learners import make_learner, split_anchor
 
-SETTINGS = Settings(
+DIM = 24
+CONFIG = MetaTrainConfig(
     ways=4,
     shots=2,
     queries=3,
-    dim=24,
     num_latents=6,
     inner_steps=3,
     finetuning_steps=2,
     inner_lr=0.5,
     finetuning_lr=0.05,
     dropout=0.3,
-    penalties=Penalties(kl=0.5, encoder=0.1, l2=1e-3, orthogonality=0.1),
+    kl_weight=0.5,
+    encoder_penalty_weight=0.1,
+    l2_weight=1e-3,
+    orthogonality_weight=0.1,
     seed=3,
     anchor_scale=10.0,
     anchor_gate=0.3,
@@ -31,14 +35,14 @@ SETTINGS = Settings(
 
 def features(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return normalize(torch.randn(*shape, SETTINGS.dim, dtype=torch.float64, generator=generator), dim=-1)
+    return normalize(torch.randn(*shape, DIM, dtype=torch.float64, generator=generator), dim=-1)
 
 
 SUPPORT, QUERY = features(5, 4, 2), features(5, 4, 3, seed=1)
 
 
 def start(variant, **changes):
-    learner = make_learner(variant, replace(SETTINGS, **changes))
+    learner = make_learner(replace(CONFIG, variant=variant, **changes), DIM)
     return learner, learner.initial(torch.float64)
 
 
@@ -97,7 +101,7 @@ def test_random_prior_draws_by_the_number_of_the_episode():
 
 
 def test_random_prior_learns_no_encoder():
-    learner, tensors = start("random-prior", penalties=Penalties(0.5, 0.1, 0, 0.1))
+    learner, tensors = start("random-prior", l2_weight=0.0)
     leaves = {name: value.requires_grad_() for name, value in tensors.items()}
     total = learner.loss(leaves, SUPPORT, QUERY, learner.draws(0, range(5), SUPPORT)).total
     gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)

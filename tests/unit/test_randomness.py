@@ -19,6 +19,16 @@ def test_tasks_may_be_divided_in_any_way():
         assert torch.equal(value, torch.cat(pieces))
 
 
+def test_on_a_device_tasks_may_be_divided_too_and_the_shapes_are_the_same():
+    step = torch.tensor(7)
+    whole, parts = draw(range(4), step=step), [draw(range(0, 1), step=step), draw(range(1, 4), step=step)]
+    for value, reference, *pieces in zip(whole, draw(range(4)), *parts, strict=True):
+        assert torch.equal(value, torch.cat(pieces))
+        assert value.shape == reference.shape
+    assert not torch.equal(whole.weights, draw(range(4), step=torch.tensor(8)).weights)
+    assert not torch.equal(whole.weights, draw(range(4), step=step, seed=2).weights)
+
+
 def test_seed_step_and_task_all_matter():
     base = draw(range(1)).weights
     assert not torch.equal(base, draw(range(1), seed=2).weights)
@@ -48,9 +58,20 @@ def test_shapes():
     }
 
 
+def normals(bits):
+    out = np.empty(len(bits), np.float32)
+    randomness.normals(bits, out)
+    return torch.from_numpy(out)
+
+
+def test_normals_of_a_device_follow_those_of_the_cpu():
+    words = randomness.words(10_000, 5, "test")
+    found = randomness.device_normals(torch.from_numpy(words.view(np.int64)))
+    torch.testing.assert_close(found, normals(words.view(np.int32)), rtol=1e-4, atol=1e-5)
+
+
 def test_normals_are_normal():
-    bits = torch.from_numpy(randomness.words(200_000, 3, "test").view(np.int32))
-    values = randomness.normals(bits).double()
+    values = normals(randomness.words(200_000, 3, "test").view(np.int32)).double()
     count = len(values)  # 400,000: standard errors are about 0.0016 for the mean, 0.0011 for the deviation
     assert abs(values.mean()) < 5 / count**0.5
     assert abs(values.std() - 1) < 5 / (2 * count) ** 0.5
@@ -64,15 +85,19 @@ def test_normals_are_normal():
 
 
 def test_extreme_bits_give_finite_normals():
-    ends = torch.tensor([-(2**31), 2**31 - 1, 0, 1, -1, 5], dtype=torch.int32)
-    pairs = torch.cat([ends.repeat_interleave(6), ends.repeat(6)])
-    assert randomness.normals(pairs).isfinite().all()
+    ends = np.array([-(2**31), 2**31 - 1, 0, 1, -1, 5], np.int32)
+    pairs = np.concatenate([ends.repeat(6), np.tile(ends, 6)])
+    assert normals(pairs).isfinite().all()
+    assert randomness.device_normals(torch.from_numpy(pairs.view(np.int64))).isfinite().all()
 
 
 def test_masks_have_mean_one_and_the_rate():
-    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    every = np.arange(-(2**15), 2**15).astype(np.int16)
     for rate in (0.0, 0.1, 0.307651, 0.5, 0.999999):
-        mask = randomness.masks(every, rate)
+        out = np.empty(2**16, np.float32)
+        randomness.masks(every, rate, out)
+        mask = torch.from_numpy(out)
+        assert torch.equal(mask, randomness.device_masks(torch.from_numpy(every.view(np.int64)), rate))
         assert abs(mask.double().mean() - 1) < 1e-6
         assert abs((mask == 0).double().mean() - rate) <= 2**-16
         assert mask.unique().numel() <= 2

@@ -1,0 +1,89 @@
+"""The state of meta-training: everything that the next step depends on, and how it is kept."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leokit.config import MetaTrainConfig
+from leokit.leo import Anchor
+from leokit.leo.learners import Tensors, make_learner
+
+TERMS = ("loss", "query_loss", "accuracy", "kl", "encoder_penalty", "l2", "orthogonality")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class State:
+    """Everything that the next step depends on, beside the configuration and the data."""
+
+    parameters: Tensors
+    optimiser: torch.optim.Adam
+    best: Tensors
+    step: int = 0
+    best_step: int = 0
+    best_accuracy: float = -1.0
+    best_half_width: float = 0.0
+    best_is_fallback: bool = False  # a plain method, no step of training, was the best
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))  # since the last report
+
+
+def new_state(config: MetaTrainConfig, dim: int, device: torch.device) -> State:
+    """The state before the first step."""
+    tensors = make_learner(config, dim).initial(getattr(torch, config.dtype))
+    return _assemble(config, tensors, tensors, device)
+
+
+def _assemble(config: MetaTrainConfig, parameters: Tensors, best: Tensors, device: torch.device) -> State:
+    # In one order, whichever a file has, so that a resumed run reports the same lines.
+    ordered = sorted(parameters.items())
+    moved = {name: value.detach().to(device, copy=True).requires_grad_() for name, value in ordered}
+    kept = {name: value.detach().to(device, copy=True) for name, value in best.items()}
+    anchor = [value for name, value in moved.items() if name in Anchor._fields]
+    others = [value for name, value in moved.items() if name not in Anchor._fields]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if anchor:
+        groups.append({"params": anchor, "lr": config.outer_lr * config.anchor_lr_factor})
+    adam = torch.optim.Adam(groups, lr=config.outer_lr, fused=device.type != "mps", capturable=device.type == "cuda")
+    return State(moved, adam, kept)
+
+
+def pack(state: State) -> tuple[Tensors, dict[str, Any]]:
+    """A state as tensors and plain data, for `runs.save_state`."""
+    tensors = {f"parameters/{name}": value for name, value in state.parameters.items()}
+    tensors |= {f"best/{name}": value for name, value in state.best.items()}
+    for name, value in state.parameters.items():
+        for moment in _MOMENTS:
+            entry = state.optimiser.state.get(value)
+            tensors[f"{moment}/{name}"] = entry[moment] if entry else torch.zeros_like(value)
+    record = {
+        "step": state.step,
+        "best_step": state.best_step,
+        "best_accuracy": state.best_accuracy,
+        "best_half_width": state.best_half_width,
+        "best_is_fallback": state.best_is_fallback,
+        "sums": state.sums.tolist(),
+    }
+    return tensors, record
+
+
+def unpack(tensors: Tensors, record: dict[str, Any], config: MetaTrainConfig, device: torch.device) -> State:
+    """The state that `pack` packed."""
+    groups: dict[str, Tensors] = {}
+    for path, value in tensors.items():
+        group, _, name = path.partition("/")
+        groups.setdefault(group, {})[name] = value
+    state = _assemble(config, groups["parameters"], groups["best"], device)
+    for name, value in state.parameters.items():
+        state.optimiser.state[value] = {
+            "step": torch.tensor(float(record["step"]), device=device),
+            **{moment: groups[moment][name].to(device) for moment in _MOMENTS},
+        }
+    state.step = record["step"]
+    state.best_step = record["best_step"]
+    state.best_accuracy = record["best_accuracy"]
+    state.best_half_width = record["best_half_width"]
+    state.best_is_fallback = record["best_is_fallback"]
+    state.sums = torch.tensor(record["sums"], dtype=torch.float64)
+    return state

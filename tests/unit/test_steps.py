@@ -1,0 +1,125 @@
+"""Steps that stay on their device: the same promises as steps one by one, and on CUDA the same numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leokit.engine import training
+from leokit.engine.state import new_state
+from leokit.engine.steps import DeviceSteps, Diverged, Inputs, Steps, make_steps
+from leokit.episodes import FeatureMatrix
+from leokit.features import FeatureTable
+from tests.unit.test_training import CONFIG, CPU, TRAINING, VALIDATION, assert_same, fresh
+
+
+def taken(steps, state, count):
+    for _ in range(count):
+        steps.take(state)
+    steps.check(state)
+    return state
+
+
+def test_on_the_cpu_steps_are_taken_one_by_one():
+    assert type(make_steps(CONFIG, TRAINING)) is Steps
+
+
+def test_steps_on_a_device_choose_the_same_episodes(monkeypatch):
+    seen = []
+    original = DeviceSteps._gradients
+    monkeypatch.setattr(
+        DeviceSteps, "_gradients", lambda self, state, inputs: seen.append(inputs) or original(self, state, inputs)
+    )
+    taken(DeviceSteps(CONFIG, TRAINING), fresh(), 3)
+    for step, inputs in enumerate(seen):
+        for found, expected in zip(inputs[:2], Steps(CONFIG, TRAINING).episodes(step), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_fed_the_same_draws_they_do_the_same_as_single_steps(monkeypatch):
+    single = taken(Steps(CONFIG, TRAINING), fresh(), 5)
+    steps = DeviceSteps(CONFIG, TRAINING)
+    fed = steps.learner.draws
+    monkeypatch.setattr(type(steps.learner), "draws", lambda self, step, tasks, like: fed(int(step), tasks, like))
+    together = taken(steps, fresh(), 5)
+    assert_same(single, together)
+
+
+@pytest.mark.parametrize("check_after", [1, 4, 7])
+def test_neither_checks_nor_a_new_start_change_a_bit(check_after):
+    whole = taken(DeviceSteps(CONFIG, TRAINING), fresh(), 10)
+    state = taken(DeviceSteps(CONFIG, TRAINING), fresh(), check_after)
+    assert_same(whole, taken(DeviceSteps(CONFIG, TRAINING), state, 10 - check_after))
+
+
+def test_a_loss_that_is_no_number_leaves_the_state_before_it(monkeypatch):
+    expected = taken(DeviceSteps(CONFIG, TRAINING), fresh(), 4)
+    steps, state = DeviceSteps(CONFIG, TRAINING), fresh()
+    original = steps._gradients
+
+    def spoilt(current, inputs):
+        terms, gradients = original(current, inputs)
+        return torch.where(steps.next == 4, torch.nan, 1.0) * terms, gradients
+
+    monkeypatch.setattr(steps, "_gradients", spoilt)
+    with pytest.raises(Diverged, match=r"step 4 \(episodes 12 to 14\)"):
+        taken(steps, state, 9)
+    assert_same(state, expected)
+
+
+def test_training_by_steps_on_a_device_learns_and_resumes(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "make_steps", DeviceSteps)
+    config = replace(CONFIG, steps=30)
+    whole, halves = fresh(config), fresh(config)
+    lines = []
+    assert training.train(config, whole, TRAINING, VALIDATION, keep=lambda state: None, report=lines.append)
+    training.train(
+        config,
+        halves,
+        TRAINING,
+        VALIDATION,
+        keep=lambda state: None,
+        report=lines.append,
+        stop_requested=lambda: halves.step == 13,
+    )
+    assert halves.step == 13
+    training.train(config, halves, TRAINING, VALIDATION, keep=lambda state: None, report=lines.append)
+    assert_same(whole, halves)
+
+
+@pytest.fixture
+def on_cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    rows, offsets = TRAINING.rows.numpy(), TRAINING.offsets.numpy()
+    return FeatureMatrix(FeatureTable(rows, TRAINING.classes, offsets), device="cuda")
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_losses_are_those_of_the_cpu(on_cuda):
+    config = replace(CONFIG, shots=1)
+    ours, theirs = new_state(config, TRAINING.dim, CPU), new_state(config, TRAINING.dim, torch.device("cuda"))
+    single, device = Steps(config, TRAINING), Steps(config, on_cuda)
+
+    def fed(step):
+        support, query, draws = single._make(step)
+        moved = (None if value is None else value.cuda() for value in draws)
+        return Inputs(support.cuda(), query.cuda(), type(draws)(*moved))
+
+    device.inputs = fed
+    theirs.sums = theirs.sums.cuda()
+    for _ in range(50):
+        single.take(ours)
+        device.take(theirs)
+        torch.testing.assert_close(theirs.sums.cpu(), ours.sums, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_graph_changes_nothing(on_cuda):
+    states = []
+    for graph in (False, True):
+        config = replace(CONFIG, cuda_graph=graph)
+        state = new_state(config, TRAINING.dim, torch.device("cuda"))
+        states.append(taken(DeviceSteps(config, on_cuda), state, 20))
+    for name, value in states[0].parameters.items():
+        torch.testing.assert_close(value, states[1].parameters[name], rtol=1e-4, atol=1e-5)
