@@ -54,14 +54,17 @@ BatchSize = Annotated[
 Precision = Annotated[
     Literal["float32", "bfloat16", "float16"], Doc("Of the model's computation; below float32 by autocast.")
 ]
+CudaGraph = Annotated[bool, Outside(), Doc("On CUDA a whole step is one graph that is replayed.")]
 Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
 DEFAULT_WORK = Path("leokit-work")
+DEFAULT_STEPS = 100_000  # of meta-training
 COMMANDS = (  # the tables that a config file may have
     "demo",
     "extract",
     "import",
     "meta-train",
     "eval",
+    "table",
     "inspect",
     "verify",
     "splits-list",
@@ -291,7 +294,9 @@ class MetaTrainConfig:
     """Options of `leokit meta-train`; the defaults of the method are those of DeepMind's code (its config.py)."""
 
     features: Annotated[Place, Doc("Features to train on (default: WORK/features).")] = None
-    out: Annotated[Place, Doc("Folder of the run (default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0).")] = None
+    out: Annotated[
+        Place, Doc("Folder of the run (default: WORK/runs/VARIANT-Nway-Kshot, -seedS unless 0, -trainval).")
+    ] = None
     preset: Annotated[
         str | None,
         Resolved(),
@@ -301,7 +306,17 @@ class MetaTrainConfig:
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
     shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
     queries: Annotated[int, Ge(1), Doc("Query images of each class in training.")] = 15
-    steps: Annotated[int, Ge(1), Doc("Meta-training steps.")] = 100_000
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Doc(f"Meta-training steps (default: {DEFAULT_STEPS}, or those of --steps-from; none for --train-on-val)."),
+    ] = None
+    steps_from: Annotated[
+        Place, Doc("Take as many steps as this earlier run had taken when it was best on meta-val.")
+    ] = None
+    train_on_val: Annotated[
+        bool, Doc("Train on the classes of train and val; the weights of the last step are kept, none are selected.")
+    ] = False
     meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
     num_latents: Annotated[int, Ge(1), Doc("Width of a class's latent code (Z).")] = 64
     inner_steps: Annotated[int, Ge(0), Doc("Adaptation steps in latent space.")] = 5
@@ -324,14 +339,19 @@ class MetaTrainConfig:
     val_every: Annotated[int, Ge(1), Doc("Steps between validations.")] = 1000
     val_episodes: Annotated[int, Ge(2), Doc("Meta-validation episodes; the same ones each time.")] = 2000
     val_queries: Annotated[int, Ge(1), Doc("Query images of each class in validation.")] = 15
+    patience: Annotated[
+        int | None, Ge(1), Doc("Stop when so many validations in a row were no better than the best (default: never).")
+    ] = None
     on_nan: Annotated[
         Literal["stop", "decay"],
         Doc("A loss or gradient that is no number: stop, or decay the weights as DeepMind's code."),
     ] = "stop"
     dtype: Annotated[Literal["float32", "float64"], Doc("Type of the computation.")] = "float32"
+    cuda_graph: CudaGraph = True
     seed: Seed = 0
     device: Device = "auto"
     resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    tensorboard: Annotated[bool, Outside(), Doc("Copy the metrics to TensorBoard's events in RUN/tensorboard.")] = False
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -358,6 +378,35 @@ class EvalConfig:
     ] = "class-mean"
     seed: Seed = 0
     device: Device = "auto"
+    workers: Annotated[
+        int | None,
+        Ge(0),
+        Outside(),
+        Doc(
+            "Threads, or for logistic regression processes, that share the episodes (0: none; default: one for each "
+            "core); never changes results."
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        Ge(1),
+        Outside(),
+        Doc("Episodes that are on their way at a time (default: by the workers); never changes results."),
+    ] = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Options of `leokit table`."""
+
+    number: Annotated[Literal["1", "2"], Argument(), Doc("Which table of the paper: 1 or 2.")]
+    evals: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Evaluations (default: all under WORK/eval).")] = ()
+    dataset: Annotated[Literal["miniimagenet", "tieredimagenet"], Doc("Whose published numbers stand beside ours.")] = (
+        "miniimagenet"
+    )
+    out: Annotated[Place, Doc("Folder of the result (default: WORK/tables/tableNUMBER).")] = None
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -373,6 +422,7 @@ class BenchMetaTrainConfig:
     meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
     rounds: Annotated[int, Ge(1), Doc("Turns that each of the two takes.")] = 5
     seconds: Annotated[float, Gt(0), Doc("Length of a turn.")] = 3.0
+    cuda_graph: CudaGraph = True
     device: Device = "auto"
 
 
@@ -404,6 +454,7 @@ StageConfig = TypeVar(
     SplitsCheckConfig,
     MetaTrainConfig,
     EvalConfig,
+    TableConfig,
     BenchMetaTrainConfig,
     BenchEvalConfig,
 )
@@ -521,9 +572,50 @@ def _toml_value(value: Any) -> str:
 
 
 def run_name(config: MetaTrainConfig) -> str:
-    """The folder of a run under `runs/`: variant, ways, shots, and the seed where it is not 0."""
+    """The folder of a run under `runs/`: variant, ways, shots, the seed where it is not 0, and training on val."""
     suffix = f"-seed{config.seed}" if config.seed else ""
+    suffix += "-trainval" if config.train_on_val else ""
     return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
+
+
+def training_splits(config: MetaTrainConfig) -> tuple[str, ...]:
+    """The splits whose classes a run is meta-trained on."""
+    return ("train", "val") if config.train_on_val else ("train",)
+
+
+def fixed_steps(config: MetaTrainConfig) -> int:
+    """The number of meta-training steps of a run that takes it from no other: `steps`, else the default.
+
+    Raises:
+        UsageError: the default is asked for, but there will be no validation that could select among so many steps.
+    """
+    if config.steps is not None:
+        return config.steps
+    if config.train_on_val:
+        raise UsageError(
+            "--train-on-val leaves no classes to select weights on, so the steps must be known beforehand: give "
+            "--steps-from RUN, a run of the same options without --train-on-val, or --steps N."
+        )
+    return DEFAULT_STEPS
+
+
+def check_steps(config: MetaTrainConfig) -> None:
+    """Check that the options which say how long to train go together.
+
+    Raises:
+        UsageError: two of them say it, or none can.
+    """
+    if config.steps_from is None:
+        fixed_steps(config)
+    elif config.steps is not None:
+        raise UsageError(
+            f"--steps {config.steps} and --steps-from {config.steps_from} both say how many steps: give one of them."
+        )
+    if config.train_on_val and config.patience is not None:
+        raise UsageError(
+            f"--patience {config.patience} waits for validations, and --train-on-val leaves no classes for them: give "
+            "one of them."
+        )
 
 
 METHODS = ("class-mean", "centred-class-mean", "ridge", "logistic")

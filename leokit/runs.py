@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from leokit import manifest
-from leokit.config import MetaTrainConfig, build
+from leokit.config import MetaTrainConfig, build, identity
 from leokit.errors import ArtifactError
 from leokit.features import FeatureStore
 
@@ -23,6 +23,8 @@ SCHEMA = "leokit/run@1"
 WEIGHTS = "weights.safetensors"
 STATE = "last/state.safetensors"
 METRICS = "metrics.jsonl"
+CURVES = "curves.png"
+EVENTS = "tensorboard"
 CONFIG = "config.toml"
 
 
@@ -76,6 +78,46 @@ def check_same_backbone(run: Run, store: FeatureStore) -> None:
             f"The features {store.folder} ({store.id[:12]}) come from another backbone than those of the run "
             f"{run.folder} ({run.id[:12]}): {'; '.join(changes)}. Extract with the run's backbone, or train on these."
         )
+
+
+# What two runs may differ in where one takes its number of steps from the other: it moves no best step, or by chance.
+_NOT_COMPARED = {"steps", "patience", "train_on_val", "val_every", "val_episodes", "val_queries"}
+_NOT_COMPARED |= {"seed", "dtype", "on_nan"}
+
+
+def steps_of_best(run: Run, config: MetaTrainConfig) -> int:
+    """How many steps a run had taken when it was best on meta-val, for another one with the same hyper-parameters.
+
+    Args:
+        run: the earlier run.
+        config: of the run that shall take as many.
+
+    Raises:
+        ArtifactError: the hyper-parameters differ, or selection on meta-val chose no step of training.
+    """
+    ours, theirs = (_hyper_parameters(each) for each in (config, run.config))
+    changes = manifest.differences(theirs, ours)
+    if changes:
+        raise ArtifactError(
+            f"--steps-from {run.folder} ({run.id[:12]}): that run was trained with other options than this one shall "
+            f"be ({'; '.join(changes)}), so its best step says nothing here. Name a run with the same, or give --steps."
+        )
+    if "val" in run.facts["meta_trained_on"]:
+        raise ArtifactError(
+            f"--steps-from {run.folder} ({run.id[:12]}): that run was trained on val, so no step of it was selected. "
+            "Name one that was trained on train alone."
+        )
+    if run.facts["best_is_fallback"] or not run.facts["best_step"]:
+        best = "the class means" if run.facts["best_is_fallback"] else "its weights before the first step"
+        raise ArtifactError(
+            f"--steps-from {run.folder} ({run.id[:12]}): the best of that run on meta-val were {best} (best step 0), "
+            "so it has no number of steps to take over. Train it longer or with other options, or give --steps."
+        )
+    return int(run.facts["best_step"])
+
+
+def _hyper_parameters(config: MetaTrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in identity(config).items() if key not in _NOT_COMPARED}
 
 
 def save_parameters(path: Path, parameters: dict[str, Tensor]) -> None:

@@ -1,9 +1,12 @@
 """Score methods on episodes: the same rows for every method, in blocks whose size depends on the episode's alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -11,6 +14,7 @@ from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.leo import predict
 
 Classifier = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers of the episodes -> weights (B, N, D)
+Fit = Callable[[NDArray[Any]], NDArray[np.float64]]  # support (B, N, K, D) -> weights (B, N, D)
 _BLOCK_ELEMENTS = 2**23
 
 
@@ -22,6 +26,8 @@ def score(
     shots: int,
     queries: int | None,
     episodes: int,
+    workers: int | None = None,
+    batch_size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """The accuracy of each classifier on episodes 0 … `episodes` - 1, without gradients.
@@ -35,26 +41,106 @@ def score(
         shots: K.
         queries: Q, or None for all other images of a class; then the accuracy is the mean over classes.
         episodes: how many.
+        workers: threads that take a block each, on the CPU; a block is then computed on one thread whatever the number
+            of workers, 0 included, so that none changes a result. None: one block at a time on all of torch's threads.
+        batch_size: episodes that are on their way at a time, rounded down to whole blocks; None: by the workers.
         on_progress: called with the number of episodes done and wanted.
 
     Returns:
         For each classifier the accuracies (episodes,).
     """
-    block = block_size(sampler.ways, shots, queries, features.dim)
-    accuracies: dict[str, list[Tensor]] = {name: [] for name in classifiers}
-    for start in range(0, episodes, block):
-        numbers = range(start, min(start + block, episodes))
-        for name, values in _score_block(features, sampler, classifiers, numbers, shots, queries).items():
-            accuracies[name].append(values)
+    blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
+    tasks = (delayed(_score_block)(features, sampler, classifiers, numbers, shots, queries) for numbers in blocks)
+    threads = workers if workers and features.rows.device.type == "cpu" else 1
+    with nullcontext() if workers is None else _one_thread():
+        done = _in_parallel(tasks, "threading", threads, blocks, batch_size)
+        return _gathered(done, blocks, on_progress)
+
+
+def score_fits(
+    features: FeatureMatrix,
+    sampler: EpisodeSampler,
+    name: str,
+    fit: Fit,
+    *,
+    shots: int,
+    queries: int | None,
+    episodes: int,
+    workers: int = 0,
+    batch_size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """As `score` for one method that holds the interpreter's lock, so that threads do not help: fits in processes.
+
+    Args:
+        name: of the method.
+        fit: can be pickled; it takes each episode for itself, on one thread.
+        workers: processes that take a block each; 0 or 1: this process.
+        features, sampler, shots, queries, episodes, batch_size, on_progress: as `score` takes them.
+    """
+    blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
+    supports = (delayed(fit)(_support(features, sampler, numbers, shots)) for numbers in blocks)
+    fitted = _in_parallel(supports, "loky", workers, blocks, batch_size)
+
+    def finished() -> Iterator[dict[str, Tensor]]:
+        for numbers, weights in zip(blocks, fitted, strict=True):
+            known = {name: lambda support, _, weights=weights: torch.from_numpy(weights).to(support)}
+            yield _score_block(features, sampler, known, numbers, shots, queries)
+
+    with _one_thread():
+        return _gathered(finished(), blocks, on_progress)
+
+
+def _in_parallel(
+    tasks: Iterable[Any], backend: str, workers: int, blocks: list[range], batch_size: int | None
+) -> Iterator[Any]:
+    """The results of tasks, one for each block, in their order and as they come."""
+    at_once = min(max(1, workers), len(blocks))
+    waiting = 2 * at_once if batch_size is None else max(1, batch_size // len(blocks[0]))
+    parallel = Parallel(
+        min(at_once, waiting), backend=backend, pre_dispatch=waiting, batch_size=1, return_as="generator"
+    )
+    results: Iterator[Any] = parallel(tasks)
+    return results
+
+
+def _gathered(
+    results: Iterable[dict[str, Tensor]], blocks: list[range], on_progress: Callable[[int, int], None] | None
+) -> dict[str, NDArray[np.float64]]:
+    accuracies: dict[str, list[Tensor]] = {}
+    for numbers, values in zip(blocks, results, strict=True):
+        for name, value in values.items():
+            accuracies.setdefault(name, []).append(value)
         if on_progress:
-            on_progress(numbers.stop, episodes)
+            on_progress(numbers.stop, blocks[-1].stop)
     return {name: torch.cat(values).cpu().numpy() for name, values in accuracies.items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For a time, let each operation of torch on the CPU use one thread, in whichever thread it is called."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _blocks(ways: int, shots: int, queries: int | None, dim: int, episodes: int) -> list[range]:
+    block = block_size(ways, shots, queries, dim)
+    return [range(start, min(start + block, episodes)) for start in range(0, episodes, block)]
 
 
 def block_size(ways: int, shots: int, queries: int | None, dim: int) -> int:
     """Episodes of a block: as many as keep its gathered images near 32 MiB, from 1 to 100."""
     images = ways * (shots + (queries or 0))
     return min(100, max(1, _BLOCK_ELEMENTS // (images * dim)))
+
+
+def _support(features: FeatureMatrix, sampler: EpisodeSampler, numbers: range, shots: int) -> NDArray[Any]:
+    rows: NDArray[Any] = features.rows[sampler.draw(numbers, shots=shots, queries=1).support].cpu().numpy()
+    return rows
 
 
 @torch.inference_mode()

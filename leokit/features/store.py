@@ -25,7 +25,7 @@ _HEADER = 64  # bytes that the header of a page is shorter than
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """The features of a split in memory.
+    """The features of a split, or of several, in memory.
 
     Attributes:
         embeddings: (n, D) in the stored type, sorted by class.
@@ -127,14 +127,16 @@ class FeatureStore:
         groups = self._of(split)
         return [image for group in groups for image in _read(group, "image").column("image").to_pylist()]
 
-    def load(self, split: str) -> FeatureTable:
-        """All features of a split as one class-sorted matrix, read by several threads.
+    def load(self, *splits: str) -> FeatureTable:
+        """All features of one or more splits as one class-sorted matrix, read by several threads.
+
+        The classes of several splits stand one split after the other.
 
         Raises:
             DataError: no such split.
         """
-        groups = self._of(split)
-        offsets = np.concatenate([[0], np.cumsum(self.counts(split))]).astype(np.int64)
+        groups = [group for split in splits for group in self._of(split)]
+        offsets = np.concatenate([[0], np.cumsum([group.rows for group in groups])]).astype(np.int64)
         rows = np.empty((int(offsets[-1]), self.dim), self.dtype)
 
         def fill(item: tuple[_Group, tuple[np.int64, np.int64]]) -> None:

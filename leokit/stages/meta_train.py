@@ -1,26 +1,57 @@
 """`leokit meta-train`: features → run."""
 
 import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from leokit import manifest
-from leokit.config import MetaTrainConfig, identity, run_name, to_toml
+from leokit.config import (
+    MetaTrainConfig,
+    check_steps,
+    fixed_steps,
+    identity,
+    run_name,
+    to_toml,
+    training_splits,
+)
 from leokit.devices import resolve_device
 from leokit.engine import training
+from leokit.engine.events import clear_events, event_files, event_writer, require_tensorboard
 from leokit.engine.interrupts import stop_requests
+from leokit.engine.state import State, new_state, pack, unpack
 from leokit.episodes import FeatureMatrix, require_enough
 from leokit.errors import Interrupted
 from leokit.features import FeatureStore
+from leokit.figures.curves import draw_curves
 from leokit.provenance import information
-from leokit.runs import CONFIG, METRICS, SCHEMA, STATE, WEIGHTS, Run, load_state, open_run, save_parameters, save_state
+from leokit.runs import (
+    CONFIG,
+    CURVES,
+    EVENTS,
+    METRICS,
+    SCHEMA,
+    STATE,
+    WEIGHTS,
+    Run,
+    check_same_backbone,
+    load_state,
+    open_run,
+    save_parameters,
+    save_state,
+    steps_of_best,
+)
 
 Progress = Callable[[int, int, str], None]
+_DRAW_EVERY = 120.0  # seconds, at least, between pictures of a run that goes on
 
 
 def default_out(config: MetaTrainConfig) -> Path:
@@ -36,8 +67,9 @@ def run(
 ) -> Run:
     """Meta-train on the train split of a feature store, selecting the best weights on its val split.
 
-    The same call on a finished run returns it; on an unfinished one it goes on from the last kept state; with more
-    steps it trains on.
+    With `train_on_val` the classes of both are trained on, and the weights of the last step are kept. The same call on
+    a finished run returns it; on an unfinished one it goes on from the last kept state; with more steps it trains on,
+    and so it does with more patience where that was what ended it.
 
     Args:
         config: of the run.
@@ -45,16 +77,20 @@ def run(
         on_message: called with what a user should know, a sentence each.
 
     Raises:
+        UsageError: the options leave open how many steps to take.
         DataError: too few classes or images for the episodes asked for.
-        ArtifactError: no features, or the place holds a run with another configuration.
+        ArtifactError: no features, the place holds a run with another configuration, or `steps_from` does not fit.
         Interrupted: stopped by Ctrl-C or SIGTERM; the state is kept.
         Diverged: a loss or gradient is not finite.
     """
     started = time.perf_counter()
+    if config.tensorboard:
+        require_tensorboard()
     device = resolve_device(config.device)
+    check_steps(config)
     store = _open_features(config)
+    config, inputs = _resolved(config, store)
     folder = default_out(config)
-    inputs = {"features": manifest.Input(store.id, str(store.folder))}
     identified = identity(config)
     with manifest.locked(folder):
         goes_on = _goes_on(folder, resume=config.resume)
@@ -65,12 +101,13 @@ def run(
             _forget(folder)
         (folder / CONFIG).write_text(to_toml(identified), encoding="utf-8")
         dtype = getattr(torch, config.dtype)
-        matrices = [FeatureMatrix(store.load(split), device=device, dtype=dtype) for split in ("train", "val")]
+        matrix = FeatureMatrix(store.load(*training_splits(config)), device=device, dtype=dtype)
+        validation = None if config.train_on_val else FeatureMatrix(store.load("val"), device=device, dtype=dtype)
         state = _start(config, folder, store.dim, device)
         first = state.step
         if first:
             _say(on_message, f"Going on from step {first}.")
-        if not _train(config, folder, state, matrices, on_progress):
+        if not _train(config, folder, state, matrix, validation, on_progress):
             raise Interrupted(f"Stopped at step {state.step} of {config.steps}: the same command goes on from there.")
         save_parameters(folder / WEIGHTS, state.best)
         manifest.finish(
@@ -79,7 +116,7 @@ def run(
             identified,
             inputs,
             results=[WEIGHTS],
-            extras=[CONFIG, METRICS, STATE],
+            extras=[CONFIG, METRICS, STATE, CURVES, *_events(folder)],
             facts=_facts(config, store, state),
             info=information(started=started, device=device, steps_taken=state.step - first),
         )
@@ -92,15 +129,24 @@ def _say(on_message: Callable[[str], None] | None, text: str) -> None:
 
 
 def _goes_on(folder: Path, *, resume: bool) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
-    """For `manifest.begin`: a run goes on where only the steps differ, and no fewer are wanted than were done."""
+    """For `manifest.begin`: a run goes on where only the steps and the patience differ.
+
+    No fewer steps than were done can be wanted, and no less patience than it had: it might have ended earlier.
+    """
     done = load_state(folder / STATE)[1]["step"] if resume and (folder / STATE).exists() else 0
 
     def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-        steps = wanted["config"]["steps"]
-        same = {**found, "config": {**found["config"], "steps": steps}} == wanted
-        return resume and same and found != wanted and steps >= done
+        longer = {key: wanted["config"][key] for key in ("steps", "patience")}
+        same = {**found, "config": {**found["config"], **longer}} == wanted
+        longer_or_equal = longer["steps"] >= done and _patience(found) <= _patience(wanted)
+        return resume and same and found != wanted and longer_or_equal
 
     return reopen
+
+
+def _patience(intent: dict[str, Any]) -> float:
+    patience: int | None = intent["config"].get("patience")
+    return math.inf if patience is None else patience
 
 
 def _forget(folder: Path) -> None:
@@ -108,13 +154,15 @@ def _forget(folder: Path) -> None:
     (folder / METRICS).unlink(missing_ok=True)
 
 
-def _start(config: MetaTrainConfig, folder: Path, dim: int, device: torch.device) -> training.State:
+def _start(config: MetaTrainConfig, folder: Path, dim: int, device: torch.device) -> State:
     """The state to go on from: the last one kept, else a new one; the metrics are cut back to it."""
     path = folder / STATE
     if not path.exists():
-        (folder / METRICS).unlink(missing_ok=True)
-        return training.new_state(config, dim, device)
-    state = training.unpack(*load_state(path), config, device)
+        for name in (METRICS, CURVES):
+            (folder / name).unlink(missing_ok=True)
+        clear_events(folder / EVENTS)
+        return new_state(config, dim, device)
+    state = unpack(*load_state(path), config, device)
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if (folder / METRICS).exists() else []
     kept = [line for line in lines if _belongs(line, state.step, config.val_every)]
     manifest.write_atomically(folder / METRICS, "".join(f"{line}\n" for line in kept).encode())
@@ -134,70 +182,131 @@ def _belongs(line: str, step: int, val_every: int) -> bool:
 def _train(
     config: MetaTrainConfig,
     folder: Path,
-    state: training.State,
-    matrices: list[FeatureMatrix],
+    state: State,
+    matrix: FeatureMatrix,
+    validation: FeatureMatrix | None,
     on_progress: Progress | None,
 ) -> bool:
-    with (folder / METRICS).open("a", encoding="utf-8") as metrics, stop_requests() as stop_requested:
-
-        def report(line: Mapping[str, Any]) -> None:
-            metrics.write(json.dumps(line) + "\n")
-            metrics.flush()
+    with _log(config, folder) as report, stop_requests() as stop_requested:
 
         def on_step(step: int, text: str) -> None:
             if on_progress:
-                on_progress(step, config.steps, text)
+                on_progress(step, fixed_steps(config), text)
 
         return training.train(
             config,
             state,
-            *matrices,
-            keep=lambda current: save_state(folder / STATE, *training.pack(current)),
+            matrix,
+            validation,
+            keep=lambda current: save_state(folder / STATE, *pack(current)),
             report=report,
             on_step=on_step,
             stop_requested=stop_requested,
         )
 
 
-def _facts(config: MetaTrainConfig, store: FeatureStore, state: training.State) -> dict[str, Any]:
+@contextmanager
+def _log(config: MetaTrainConfig, folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Take lines of metrics: into metrics.jsonl, TensorBoard where asked, and the picture, now and then and at the end.
+
+    What is there goes on: `_start` has cut it back to the state that training goes on from.
+    """
+    path = folder / METRICS
+    lines: list[Mapping[str, Any]] = []
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    drawn = time.monotonic()
+
+    def draw() -> None:
+        nonlocal drawn
+        title = f"{config.variant}, {config.ways}-way {config.shots}-shot, seed {config.seed}"
+        draw_curves(folder / CURVES, lines, title=title, ways=config.ways)
+        drawn = time.monotonic()
+
+    events = event_writer(folder / EVENTS, lines) if config.tensorboard else nullcontext(lambda line: None)
+    with path.open("a", encoding="utf-8") as metrics, events as add_events:
+
+        def report(line: Mapping[str, Any]) -> None:
+            metrics.write(json.dumps(line) + "\n")
+            metrics.flush()
+            add_events(line)
+            lines.append(line)
+            if time.monotonic() - drawn > _DRAW_EVERY:
+                draw()
+
+        try:
+            yield report
+        finally:
+            draw()
+
+
+def _events(folder: Path) -> list[str]:
+    """The run's event files, by their names in its folder."""
+    return [path.relative_to(folder).as_posix() for path in event_files(folder / EVENTS)]
+
+
+def _facts(config: MetaTrainConfig, store: FeatureStore, state: State) -> dict[str, Any]:
+    """What later stages check; a run that was trained on val has no accuracy on it, its best step is its last."""
+    measured = not config.train_on_val
     return {
         "dim": store.dim,
         "backbone": store.facts["backbone"],
         "trained_on": store.facts["trained_on"],
         "classes": {split: len(store.classes(split)) for split in ("train", "val")},
-        "meta_trained_on": ["train"],
+        "meta_trained_on": list(training_splits(config)),
         "steps": state.step,
+        "stopped_early": state.step < fixed_steps(config),
         "best_step": state.best_step,
         "best_is_fallback": state.best_is_fallback,
-        "val_accuracy": state.best_accuracy,
-        "val_half_width": state.best_half_width,
+        "val_accuracy": state.best_accuracy if measured else None,
+        "val_half_width": state.best_half_width if measured else None,
     }
 
 
 def dry_run(config: MetaTrainConfig) -> dict[str, Any]:
     """What `run` would do, after the same checks: where, from what, how large."""
+    if config.tensorboard:
+        require_tensorboard()
+    check_steps(config)
     store = _open_features(config)
+    config, inputs = _resolved(config, store)
+    steps = fixed_steps(config)
     pair = 2 * config.num_latents
     matrices = 3 * store.dim * config.num_latents + 3 * pair**2
     return {
         "out": str(default_out(config)),
-        "features": store.id,
+        **{name: entry.id for name, entry in inputs.items()},
+        "meta_trained_on": ", ".join(training_splits(config)),
         "parameters": matrices + config.num_latents + store.dim,
-        "steps": config.steps,
-        "episodes": config.steps * config.meta_batch,
+        "steps": steps,
+        "episodes": steps * config.meta_batch,
     }
 
 
 def _open_features(config: MetaTrainConfig) -> FeatureStore:
     """The features to train on, with enough classes and images for every episode."""
     store = FeatureStore.open(config.features or config.work / "features")
-    for split, queries in (("train", config.queries), ("val", config.val_queries)):
+    wanted = [(training_splits(config), config.queries)]
+    if not config.train_on_val:
+        wanted.append((("val",), config.val_queries))
+    for splits, queries in wanted:
         require_enough(
-            store.classes(split),
-            store.counts(split),
-            split=split,
+            [name for split in splits for name in store.classes(split)],
+            np.concatenate([store.counts(split) for split in splits]),
+            split=" + ".join(splits),
             ways=config.ways,
             shots=config.shots,
             queries=queries,
         )
     return store
+
+
+def _resolved(config: MetaTrainConfig, store: FeatureStore) -> tuple[MetaTrainConfig, dict[str, manifest.Input]]:
+    """The configuration with its number of steps, and what the run is made from."""
+    inputs = {"features": manifest.Input(store.id, str(store.folder))}
+    if config.steps_from is None:
+        return replace(config, steps=fixed_steps(config)), inputs
+    earlier = open_run(config.steps_from)
+    check_same_backbone(earlier, store)
+    inputs["steps_from"] = manifest.Input(earlier.id, str(earlier.folder))
+    return replace(config, steps=steps_of_best(earlier, config)), inputs

@@ -1,5 +1,7 @@
 """One home for each default; values are checked and the rank of their sources holds."""
 
+from pathlib import Path
+
 import pytest
 
 from leokit.config import (
@@ -8,6 +10,8 @@ from leokit.config import (
     ExtractConfig,
     MetaTrainConfig,
     build,
+    check_steps,
+    fixed_steps,
     identity,
     nearest_preset,
     read_preset,
@@ -85,3 +89,16 @@ def test_a_file_may_hold_a_table_for_each_command(tmp_path):
 def test_run_names():
     assert run_name(MetaTrainConfig()) == "leo-5way-1shot"
     assert run_name(MetaTrainConfig(ways=20, shots=5, seed=3)) == "leo-20way-5shot-seed3"
+    assert run_name(MetaTrainConfig(seed=3, train_on_val=True)) == "leo-5way-1shot-seed3-trainval"
+
+
+def test_the_number_of_steps_is_said_once():
+    assert fixed_steps(MetaTrainConfig()) == 100_000
+    assert fixed_steps(MetaTrainConfig(steps=7, train_on_val=True)) == 7
+    check_steps(MetaTrainConfig(steps_from=Path("run"), train_on_val=True))
+    with pytest.raises(UsageError, match=r"--steps-from RUN.*or --steps N"):
+        fixed_steps(MetaTrainConfig(train_on_val=True))
+    with pytest.raises(UsageError, match="--steps 7 and --steps-from run"):
+        check_steps(MetaTrainConfig(steps=7, steps_from=Path("run")))
+    with pytest.raises(UsageError, match=r"--patience 3.*--train-on-val"):
+        check_steps(MetaTrainConfig(steps=7, patience=3, train_on_val=True))

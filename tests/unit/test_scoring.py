@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from leokit.baselines import class_mean
+from leokit.baselines import class_mean, fit_logistic, logistic_regression
 from leokit.engine import scoring
-from leokit.engine.scoring import score
+from leokit.engine.scoring import score, score_fits
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 from leokit.features import FeatureTable
-from leokit.metrics import mean_interval, paired_difference
+from leokit.metrics import interval_over_seeds, mean_interval, paired_difference
 
 
 def nearest_mean(support, numbers):
@@ -99,3 +99,48 @@ def test_interval_covers_the_mean_it_should():
     rng = np.random.default_rng(0)
     hits = [abs(interval.mean) < interval.half_width for interval in map(mean_interval, rng.normal(size=(4000, 200)))]
     assert abs(np.mean(hits) - 0.95) < 0.015
+
+
+def test_two_spreads_by_hand():
+    # Seeds' means 2 and 4: sd √((1 + 1)/1). Episodes' means over the seeds 2, 3, 4: variance 1, half-width 1.96/√3.
+    mean, half_width, sd = interval_over_seeds(np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
+    assert mean == 3
+    assert sd == pytest.approx(2**0.5)
+    assert half_width == pytest.approx(1.1316, abs=1e-4)
+    assert interval_over_seeds(np.array([[1.0, 2.0]])).sd is None
+
+
+def failing(support):
+    raise ValueError("no fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fits_in_processes_equal_fits_here_and_their_errors_come_through(monkeypatch, workers):
+    monkeypatch.setattr(scoring, "_BLOCK_ELEMENTS", 500)
+    features = matrix([11] * 6)
+    sampler = EpisodeSampler(features.offsets, ways=4, seed=1, purpose="test")
+    arguments = dict(shots=2, queries=5, episodes=40)
+    here = score(features, sampler, {"l": lambda support, _: logistic_regression(support)}, **arguments)["l"]
+    there = score_fits(features, sampler, "l", fit_logistic, workers=workers, batch_size=9, **arguments)["l"]
+    assert np.array_equal(here, there)
+    with pytest.raises(ValueError, match="no fit"):
+        score_fits(features, sampler, "l", failing, workers=workers, **arguments)
+
+
+def test_progress_counts_episodes_and_threads_of_torch_are_given_back(monkeypatch):
+    monkeypatch.setattr(scoring, "_BLOCK_ELEMENTS", 1500)
+    features = matrix([11] * 6)
+    sampler = EpisodeSampler(features.offsets, ways=4, seed=1, purpose="test")
+    before, seen = torch.get_num_threads(), []
+    score(
+        features,
+        sampler,
+        {"mean": nearest_mean},
+        shots=1,
+        queries=5,
+        episodes=25,
+        workers=2,
+        on_progress=lambda *now: seen.append(now),
+    )
+    assert seen == [(10, 25), (20, 25), (25, 25)]
+    assert torch.get_num_threads() == before

@@ -12,6 +12,8 @@ import torch
 from leokit.config import MetaTrainConfig
 from leokit.engine import training
 from leokit.engine.interrupts import stop_requests
+from leokit.engine.state import new_state, pack, unpack
+from leokit.engine.steps import Diverged
 from leokit.episodes import FeatureMatrix
 from leokit.features import FeatureTable
 from leokit.runs import load_state, save_state
@@ -45,17 +47,17 @@ TRAINING, VALIDATION = matrix(), matrix(seed=1)
 
 def take(config, state, **options):
     lines, kept = [], []
-    options = {"keep": lambda current: kept.append(training.pack(current)[1]["step"]), "report": lines.append} | options
+    options = {"keep": lambda current: kept.append(pack(current)[1]["step"]), "report": lines.append} | options
     finished = training.train(config, state, TRAINING, VALIDATION, **options)
     return finished, lines, kept
 
 
 def fresh(config=CONFIG):
-    return training.new_state(config, TRAINING.dim, CPU)
+    return new_state(config, TRAINING.dim, CPU)
 
 
 def assert_same(first, second):
-    ours, theirs = training.pack(first), training.pack(second)
+    ours, theirs = pack(first), pack(second)
     assert ours[1] == theirs[1]
     for name, value in ours[0].items():
         assert torch.equal(value, theirs[0][name]), name
@@ -71,10 +73,10 @@ def test_resuming_equals_no_interruption_to_the_bit(tmp_path, cut, monkeypatch):
         CONFIG,
         first,
         stop_requested=lambda: first.step == cut,
-        keep=lambda current: save_state(path, *training.pack(current)),
+        keep=lambda current: save_state(path, *pack(current)),
     )
     assert not finished
-    resumed = training.unpack(*load_state(path), CONFIG, CPU)
+    resumed = unpack(*load_state(path), CONFIG, CPU)
     assert resumed.step == cut
     _, after, _ = take(CONFIG, resumed)
     assert_same(whole, resumed)
@@ -84,9 +86,9 @@ def test_resuming_equals_no_interruption_to_the_bit(tmp_path, cut, monkeypatch):
 @pytest.mark.parametrize("steps", [5, 7])
 def test_training_longer_equals_training_long(tmp_path, steps):
     path, long = tmp_path / "state.safetensors", fresh()
-    kept = {"keep": lambda current: save_state(path, *training.pack(current))}
+    kept = {"keep": lambda current: save_state(path, *pack(current))}
     take(replace(CONFIG, steps=steps), fresh(), **kept)
-    longer = training.unpack(*load_state(path), CONFIG, CPU)
+    longer = unpack(*load_state(path), CONFIG, CPU)
     take(CONFIG, longer)
     take(CONFIG, long)
     assert_same(longer, long)
@@ -116,6 +118,82 @@ def test_it_learns_what_untrained_weights_do_not_know():
     assert validations[-1] > validations[0] + 0.05  # ten standard errors
 
 
+IMPATIENT = replace(CONFIG, steps=200, val_every=3, patience=2)
+
+
+def validations_of(lines):
+    return {line["step"]: line["val_accuracy"] for line in lines if "val_accuracy" in line}
+
+
+def test_patience_ends_training_after_so_many_validations_that_were_no_better():
+    state = fresh()
+    finished, lines, kept = take(IMPATIENT, state)
+    assert finished
+    assert 0 < state.step < 200
+    assert kept[-1] == state.step == state.best_step + 2 * 3
+    steps, accuracies = zip(*validations_of(lines).items(), strict=True)
+    assert steps == tuple(range(0, state.step + 1, 3))
+    since_best = [number - max(range(number + 1), key=lambda n: accuracies[n]) for number in range(len(steps))]
+    assert since_best[-1] == 2 > max(since_best[:-1])
+    without = fresh()
+    take(replace(IMPATIENT, patience=None, steps=state.step), without)
+    assert_same(state, without)  # patience ends training and changes nothing else
+
+
+def test_patience_counts_on_after_every_interruption(tmp_path):
+    whole = fresh()
+    _, lines, _ = take(IMPATIENT, whole)
+    path, seen, interruptions = tmp_path / "state.safetensors", [], 0
+    state = fresh()
+    while True:
+        halt = state.step + 1
+        finished, new, _ = take(
+            IMPATIENT,
+            state,
+            stop_requested=lambda current=state, halt=halt: current.step == halt,
+            keep=lambda current: save_state(path, *pack(current)),
+        )
+        seen += new
+        state = unpack(*load_state(path), IMPATIENT, CPU)
+        if finished:
+            break
+        interruptions += 1
+    assert interruptions == whole.step - 1
+    assert_same(whole, state)
+    assert seen == lines
+
+
+def test_more_patience_goes_on_as_if_it_had_been_there_from_the_start(tmp_path):
+    path, patient = tmp_path / "state.safetensors", replace(IMPATIENT, patience=4)
+    take(IMPATIENT, fresh(), keep=lambda current: save_state(path, *pack(current)))
+    longer, at_once = unpack(*load_state(path), patient, CPU), fresh()
+    take(patient, longer)
+    take(patient, at_once)
+    assert_same(longer, at_once)
+
+
+def test_a_state_kept_before_the_first_step_is_not_validated_again():
+    packed = []
+    take(CONFIG, fresh(), keep=lambda current: packed.append(pack(current)))
+    first = unpack(*packed[0], CONFIG, CPU)
+    assert first.step == 0
+    _, lines, _ = take(CONFIG, first)
+    assert min(validations_of(lines)) == 5
+
+
+def test_without_validation_the_last_weights_are_the_best():
+    state, lines, kept = fresh(), [], []
+    training.train(CONFIG, state, TRAINING, None, keep=lambda now: kept.append(now.step), report=lines.append)
+    assert (state.step, state.best_step, state.best_accuracy) == (12, 12, -1.0)
+    assert kept == [0, 5, 10, 12]
+    assert not validations_of(lines)
+    validated = fresh()
+    take(CONFIG, validated)
+    for name, value in state.parameters.items():
+        assert torch.equal(value, state.best[name])
+        assert torch.equal(value, validated.parameters[name]), "validation changed the course of training"
+
+
 def test_state_is_kept_before_each_report_of_progress():
     _, _, kept = take(CONFIG, fresh())
     assert kept == [0, 5, 10, 12]  # the last one before the validation that a longer run has not
@@ -127,7 +205,7 @@ def test_divergence_names_step_and_episodes_and_keeps_the_state_before():
     with torch.no_grad():
         state.parameters["decoder"][0, 0] = float("nan")
     kept = []
-    with pytest.raises(training.Diverged, match=r"step 4 \(episodes 12 to 14\)[^$]*--on-nan decay"):
+    with pytest.raises(Diverged, match=r"step 4 \(episodes 12 to 14\)[^$]*--on-nan decay"):
         training.train(
             CONFIG, state, TRAINING, VALIDATION, keep=lambda current: kept.append(current.step), report=lambda _: None
         )

@@ -1,0 +1,1 @@
+"""Figures: the only home of matplotlib, which is loaded when something is drawn."""
