@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from leokit.config import DemoConfig, EvalConfig, ExtractConfig, MetaTrainConfig, build, nearest_preset, read_preset
+from leokit.evaluations import seen_in_words
 from leokit.stages import demo, evaluate, extract, meta_train
 
 
@@ -21,7 +22,7 @@ def main(work: Path, *, per_class: int = 40, steps: int = 1000, episodes: int = 
         tested = evaluate.run(EvalConfig(run=run.folder, episodes=episodes, work=work))
         accuracies[shots] = {name: entry["mean"] for name, entry in tested.summary["accuracy"].items()}
         print(f"{shots}-shot:", ", ".join(f"{name} {mean:.1%}" for name, mean in accuracies[shots].items()))
-        print(evaluate.seen_in_words(tested.summary))
+        print(seen_in_words(tested.summary))
     return accuracies
 
 

@@ -5,9 +5,13 @@ of the largest product with a unit query.
 """
 
 import warnings
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -39,16 +43,26 @@ def ridge_regression(support: Tensor, penalty: float = RIDGE) -> Tensor:
 
 def logistic_regression(support: Tensor, inverse_penalty: float = LOGISTIC_C) -> Tensor:
     """Multinomial logistic regression by scikit-learn, (B, N, K, D) -> (B, N, D), an episode at a time."""
+    return torch.from_numpy(fit_logistic(support.cpu().numpy(), inverse_penalty)).to(support)
+
+
+def fit_logistic(support: NDArray[Any], inverse_penalty: float = LOGISTIC_C) -> NDArray[np.float64]:
+    """The same on arrays, for worker processes; on one thread, so that the result is the same in all of them."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     _, ways, shots, _ = support.shape
     labels = np.repeat(np.arange(ways), shots)
     weights = np.empty((len(support), ways, support.shape[-1]), np.float64)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _thread_pools().limit(limits=1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is as good a classifier
-        for index, images in enumerate(support.flatten(1, 2).cpu().numpy()):
+        for index, images in enumerate(support.reshape(len(support), ways * shots, -1)):
             model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000).fit(images, labels)
             # With two classes scikit-learn keeps the one difference of their weights.
             weights[index] = model.coef_ if ways > 2 else np.concatenate([-model.coef_, model.coef_]) / 2
-    return torch.from_numpy(weights).to(support)
+    return weights
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, which takes milliseconds

@@ -16,9 +16,11 @@ FLOORS = [
     ("leokit.cli", 6),
     ("leokit.__main__", 6),
     ("leokit.stages", 5),
+    ("leokit.figures", 5),
     ("leokit.engine", 4),
     ("leokit.episodes", 3),
     ("leokit.runs", 3),
+    ("leokit.evaluations", 3),
     ("leokit.features", 2),
     ("leokit.backbones", 2),
     ("leokit.leo", 1),
@@ -40,6 +42,7 @@ HOMES = {
     "typer": ("leokit.cli",),
     "rich": ("leokit.cli",),
     "timm": ("leokit.backbones",),
+    "matplotlib": ("leokit.figures",),
     "pyarrow": ("leokit.features", "leokit.tables"),
 }
 HEAVY = {"torch", "torchvision", "timm", "pyarrow", "sklearn", "matplotlib"}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leokit.cli import bench, demo, eval, extract, importing, inspect, meta_train, splits, verify
+from leokit.cli import bench, demo, eval, extract, importing, inspect, meta_train, splits, table, verify
 from leokit.cli.options import add_command
 from leokit.cli.render import Common
 from leokit.config import (
@@ -16,6 +16,7 @@ from leokit.config import (
     ImportConfig,
     InspectConfig,
     MetaTrainConfig,
+    TableConfig,
     VerifyConfig,
 )
 
@@ -58,6 +59,7 @@ add_command(app, "extract", ExtractConfig, extract.command)
 add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
 add_command(app, "eval", EvalConfig, eval.command)
+add_command(app, "table", TableConfig, table.command)
 add_command(app, "inspect", InspectConfig, inspect.command)
 add_command(app, "verify", VerifyConfig, verify.command)
 app.add_typer(splits.app, name="splits")

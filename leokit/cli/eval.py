@@ -1,15 +1,22 @@
 """`leokit eval`."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import EvalConfig
 from leokit.errors import UsageError
 
+if TYPE_CHECKING:
+    from leokit.evaluations import Evaluation
+
 
 def command(config: EvalConfig, output: Output) -> None:
     """Test runs on episodes of classes that they were not trained on, beside other methods on the same episodes.
+
+    Of runs that differ in nothing but the seed, the mean over seeds is reported too, with the 95 % interval over
+    episodes and the standard deviation over seeds.
 
     Example: leokit eval --shots 1
     """
@@ -18,8 +25,9 @@ def command(config: EvalConfig, output: Output) -> None:
     if config.runs and (config.run or (config.out and len(config.runs) > 1)):
         raise UsageError("Name runs by position or one by --run, and --out with one run only.")
     configs = [replace(config, run=run, runs=()) for run in config.runs] or [config]
+    shared = evaluate.Shared()
+    plans = [evaluate.dry_run(one, shared) for one in configs]  # all are checked before the first begins
     if output.dry_run:
-        plans = [evaluate.dry_run(one) for one in configs]
         tables = [
             TableData("Would test", ["", ""], [[key, str(value)] for key, value in plan.items()], numeric=False)
             for plan in plans
@@ -29,25 +37,106 @@ def command(config: EvalConfig, output: Output) -> None:
     done = []
     for one in configs:
         with output.progress("Testing") as progress:
-            done.append(evaluate.run(one, on_progress=progress, on_message=output.note))
+            done.append(evaluate.run(one, shared=shared, on_progress=progress, on_message=output.note))
+    _report(done, output, several=bool(config.runs))
+
+
+def _report(done: "Sequence[Evaluation]", output: Output, *, several: bool) -> None:
+    from leokit.evaluations import group_by_seed
+
+    groups = group_by_seed(done)
+    summaries = [group.summary() for group in groups]
+    alone = [group.first for group in groups if len(group.seeds) == 1]
+    repeated = [group for group in groups if len(group.seeds) > 1]
+    tables = [_table(alone)] if alone else []
+    for count in sorted({len(group.seeds) for group in repeated}):
+        tables.append(_group_table([entry for entry in summaries if len(entry["seeds"]) == count], count))
+    if repeated:
+        tables.append(_seed_table([entry for group in repeated for entry in group.evaluations]))
     data = [{"out": str(entry.folder), "id": entry.id, **entry.summary} for entry in done]
-    sentences = [text for entry in done for text in (_protocol(entry.summary), evaluate.seen_in_words(entry.summary))]
-    sentences += [f"In {entry.folder}." for entry in done]
-    output.result({"evaluations": data} if config.runs else data[0], [_table(data)], list(dict.fromkeys(sentences)))
+    result = {"evaluations": data, "groups": summaries} if several else data[0]
+    output.result(result, tables, list(dict.fromkeys(_sentences(done, repeated=bool(repeated)))))
 
 
-def _table(summaries: list[dict[str, Any]]) -> TableData:
+def _sentences(done: "Sequence[Evaluation]", *, repeated: bool) -> Iterator[str]:
+    from leokit.evaluations import seen_in_words, trained_in_words
+
+    for entry in done:
+        yield _protocol(entry.summary)
+    if repeated:
+        yield (
+            "The standard deviation over seeds says how far training it again would move the mean; the interval does "
+            "not cover that."
+        )
+    for entry in done:
+        yield seen_in_words(entry.summary)
+        if words := trained_in_words(entry.summary):
+            yield words
+    for entry in done:
+        yield f"In {entry.folder}."
+
+
+def _table(evaluations: "Sequence[Evaluation]") -> TableData:
     """A row for each method of each evaluation; the run's own first, against which the others are set."""
+    names = [(_setting(entry.summary), _method(entry.summary["run"])) for entry in evaluations]
+    unclear = len(set(names)) < len(names)
     rows = []
-    for entry in summaries:
-        setting = f"{entry['ways']}-way {entry['shots']}-shot"
-        for name, accuracy in entry["accuracy"].items():
-            difference = next((value for key, value in entry["difference"].items() if key.endswith(f" - {name}")), None)
-            cell = percent(**difference, sign=True) if difference else ""
-            rows.append([setting, name, percent(**accuracy), cell])
-            setting = ""
-    title = f"Accuracy on {summaries[0]['split']} classes in %, 95 % interval over episodes"
-    return TableData(title, ["", "method", "accuracy", "run - method"], rows)
+    for entry, (setting, own) in zip(evaluations, names, strict=True):
+        label = entry.folder.name if unclear else setting
+        for name, accuracy in entry.summary["accuracy"].items():
+            cell = _difference(entry.summary["difference"], name)
+            rows.append([label, own if name == entry.variant else name, percent(**accuracy), cell])
+            label = ""
+    return TableData(_title(evaluations[0].summary), ["", "method", "accuracy", "run - method"], rows)
+
+
+def _group_table(groups: Sequence[dict[str, Any]], seeds: int) -> TableData:
+    """As `_table`, of means over so many seeds."""
+    rows = []
+    for group in groups:
+        label = _setting(group)
+        for name, accuracy in group["accuracy"].items():
+            own = name == group["variant"]
+            spread = percent(accuracy["sd_over_seeds"]) if own else ""
+            cell = _difference(group["difference"], name)
+            method = _method(group) if own else name
+            rows.append([label, method, _percent(accuracy), spread, cell])
+            label = ""
+    title = f"Mean over {seeds} seeds: a{_title(groups[0])[1:]}"
+    return TableData(title, ["", "method", "accuracy", f"sd over\n{seeds} seeds", "run - method"], rows)
+
+
+def _seed_table(evaluations: "Sequence[Evaluation]") -> TableData:
+    """A row for each run of groups of several."""
+    rows = []
+    for entry in evaluations:
+        accuracy = entry.summary["accuracy"][entry.variant]
+        rows.append([entry.folder.name, str(entry.seed), percent(**accuracy)])
+    return TableData(f"Each run: a{_title(evaluations[0].summary)[1:]}", ["run", "seed", "accuracy"], rows)
+
+
+def _title(summary: dict[str, Any]) -> str:
+    return f"Accuracy on {summary['split']} classes in %, 95 % interval over episodes"
+
+
+def _setting(summary: dict[str, Any]) -> str:
+    return f"{summary['ways']}-way {summary['shots']}-shot"
+
+
+def _method(run: dict[str, Any]) -> str:
+    """The variant, and what it was trained on where that is not the train split alone."""
+    splits = run["meta_trained_on"]
+    return str(run["variant"]) if splits == ["train"] else f"{run['variant']}, {'+'.join(splits)}"
+
+
+def _percent(entry: dict[str, Any], *, sign: bool = False) -> str:
+    return percent(entry["mean"], entry["half_width_95_over_episodes"], sign=sign)
+
+
+def _difference(differences: dict[str, dict[str, float]], name: str) -> str:
+    """The cell of the paired difference to a method; empty for the run's own."""
+    found = next((value for key, value in differences.items() if key.endswith(f" - {name}")), None)
+    return percent(*found.values(), sign=True) if found else ""
 
 
 def _protocol(summary: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import typer
 
 from leokit.cli.render import Common, Output
 from leokit.config import (
+    DEFAULT_STEPS,
     FieldInfo,
     MetaTrainConfig,
     StageConfig,
@@ -104,6 +105,8 @@ def layered(
             preset = nearest_preset(shots)
             note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
         values = {**read_preset(str(preset)), **values, "preset": preset}
+        if not values.get("steps_from") and not values.get("train_on_val"):
+            values.setdefault("steps", DEFAULT_STEPS)
     return build(kind, values)
 
 

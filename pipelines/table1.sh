@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The paper's Table 1 on features of your own, our numbers beside the published ones.
+#
+#   bash pipelines/table1.sh FEATURES
+#
+# FEATURES is what `leokit extract` or `leokit import` made. At each number of shots and for each seed, LEO (and ours,
+# anchored) is trained on the train split with the published hyper-parameters and selected on val; then trained anew on
+# train+val for as many steps as it had taken when it was best, as the paper's authors did. Nothing is chosen on test.
+# The table says which ± is the 95 % interval over episodes and which the standard deviation over seeds.
+# Copy and edit. Run it again after an interruption: finished stages are recognised and the others go on. Further
+# options are variables too, as LEOKIT_DEVICE=cpu. table2.sh in the same WORK uses the runs of LEO that are there.
+set -euo pipefail
+
+FEATURES=${1:?usage: table1.sh FEATURES}
+WORK=${WORK:-leokit-work/paper}
+DATASET=${DATASET:-miniimagenet} # whose hyper-parameters, and whose published numbers: or tieredimagenet
+VARIANTS=${VARIANTS:-leo anchored}
+SHOTS=${SHOTS:-1 5}
+SEEDS=${SEEDS:-0 1 2}            # the paper: five
+STEPS=${STEPS:-100000}           # at most
+VAL_EVERY=${VAL_EVERY:-1000}
+PATIENCE=${PATIENCE:-20}         # validations without a better one, after which training stops
+EPISODES=${EPISODES:-10000}      # DeepMind's code: 10,000; the paper: 50,000
+QUERIES=${QUERIES:-rest600}      # all 600 - K other images of a class; `all` where classes have other numbers of images
+METHODS=${METHODS:-class-mean,centred-class-mean,ridge,logistic}
+
+export LEOKIT_WORK=$WORK LEOKIT_FEATURES=$FEATURES
+
+runs=()
+for variant in $VARIANTS; do
+    for shots in $SHOTS; do
+        for seed in $SEEDS; do
+            options=(--variant "$variant" --preset "$DATASET-${shots}shot" --seed "$seed" --val-every "$VAL_EVERY")
+            run=$WORK/runs/$variant-5way-${shots}shot
+            [ "$seed" = 0 ] || run+=-seed$seed
+            leokit meta-train "${options[@]}" --steps "$STEPS" --patience "$PATIENCE"
+            runs+=("$run")
+            best=$(leokit inspect "$run" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["facts"]["best_step"])')
+            if [ "$best" = 0 ]; then
+                echo "$run was best before its first step: there is nothing to train on train+val." >&2
+            else
+                leokit meta-train "${options[@]}" --train-on-val --steps-from "$run"
+                runs+=("$run-trainval")
+            fi
+        done
+    done
+done
+
+leokit eval "${runs[@]}" --queries "$QUERIES" --episodes "$EPISODES" --methods "$METHODS"
+leokit table 1 "${runs[@]/#"$WORK/runs/"/"$WORK/eval/"}" --dataset "$DATASET" --overwrite
