@@ -300,7 +300,9 @@ class MetaTrainConfig:
     preset: Annotated[
         str | None,
         Resolved(),
-        Doc("Published hyper-parameters (default: the miniImageNet preset nearest to the shots)."),
+        Doc(
+            "Published hyper-parameters, or own-images, ours (default: the miniImageNet preset nearest to the shots)."
+        ),
     ] = None
     variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours).")] = "leo"
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
@@ -334,6 +336,13 @@ class MetaTrainConfig:
     anchor_lr_factor: Annotated[float, Gt(0), Doc("Learning rate of scale and gate, as a multiple of --outer-lr.")] = (
         10.0
     )
+    sampling: Annotated[
+        bool, Doc("Draw codes and weights in meta-training; without, they are their means and there is no KL term.")
+    ] = True
+    centring: Annotated[
+        bool, Doc("Centre features on the mean of those trained on, and normalise them again (CL2N).")
+    ] = False
+    compile: Annotated[bool, Doc("Compile the loss of a step; takes most of a minute first.")] = False
     clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 0.1
     clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 0.1
     val_every: Annotated[int, Ge(1), Doc("Steps between validations.")] = 1000
@@ -634,7 +643,7 @@ def read_methods(text: str) -> list[str]:
     return names
 
 
-PRESETS = ("miniimagenet-1shot", "miniimagenet-5shot", "tieredimagenet-1shot", "tieredimagenet-5shot")
+PRESETS = ("miniimagenet-1shot", "miniimagenet-5shot", "tieredimagenet-1shot", "tieredimagenet-5shot", "own-images")
 
 
 def read_preset(name: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class FeatureMatrix:
     def centred(self, mean: Tensor) -> "FeatureMatrix":
         """The same classes with rows moved by -`mean` (D,) and normalised again."""
         moved = copy.copy(self)
-        moved.rows = normalize(self.rows - mean, dim=1)
+        moved.rows = normalize(self.rows - mean.to(self.rows), dim=1)
         return moved
 
     @property

@@ -26,6 +26,7 @@ METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 EVENTS = "tensorboard"
 CONFIG = "config.toml"
+CENTRE = "centre"  # a tensor among the weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Run:
     manifest: manifest.Manifest
     config: MetaTrainConfig
     parameters: dict[str, Tensor]
+    centre: Tensor | None  # (D,): what features are centred on, where the run was trained on centred ones
 
     @property
     def id(self) -> str:
@@ -56,7 +58,9 @@ def open_run(folder: Path) -> Run:
     """
     found = manifest.read(folder, SCHEMA)
     manifest.check_files(folder, found)
-    return Run(folder, found, build(MetaTrainConfig, found.config), load_parameters(folder / WEIGHTS))
+    parameters = load_parameters(folder / WEIGHTS)
+    centre = parameters.pop(CENTRE, None)
+    return Run(folder, found, build(MetaTrainConfig, found.config), parameters, centre)
 
 
 def check_same_backbone(run: Run, store: FeatureStore) -> None:

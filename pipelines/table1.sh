@@ -3,8 +3,8 @@
 #
 #   bash pipelines/table1.sh FEATURES
 #
-# FEATURES is what `leokit extract` or `leokit import` made. At each number of shots and for each seed, LEO (and ours,
-# anchored) is trained on the train split with the published hyper-parameters and selected on val; then trained anew on
+# FEATURES is what `leokit extract` or `leokit import` made. At each number of shots and for each seed, LEO with the
+# published hyper-parameters, and ours (anchored, preset own-images), is trained on train and selected on val; then anew on
 # train+val for as many steps as it had taken when it was best, as the paper's authors did. Nothing is chosen on test.
 # The table says which ± is the 95 % interval over episodes and which the standard deviation over seeds.
 # Copy and edit. Run it again after an interruption: finished stages are recognised and the others go on. Further
@@ -30,7 +30,9 @@ runs=()
 for variant in $VARIANTS; do
     for shots in $SHOTS; do
         for seed in $SEEDS; do
-            options=(--variant "$variant" --preset "$DATASET-${shots}shot" --seed "$seed" --val-every "$VAL_EVERY")
+            preset=$DATASET-${shots}shot
+            [ "$variant" = anchored ] && preset=own-images
+            options=(--variant "$variant" --preset "$preset" --shots "$shots" --seed "$seed" --val-every "$VAL_EVERY")
             run=$WORK/runs/$variant-5way-${shots}shot
             [ "$seed" = 0 ] || run+=-seed$seed
             leokit meta-train "${options[@]}" --steps "$STEPS" --patience "$PATIENCE"

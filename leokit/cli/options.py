@@ -129,7 +129,9 @@ def _parameter(field: FieldInfo) -> inspect.Parameter:
         else:
             kind = Optional[kind]  # noqa: UP045  (a union with None of any annotation)
     else:
-        flags = [f"{flag}/--no-{field.name}"] if field.default is True else [flag]
+        # What is on by default, or may be by a preset or a file, can be switched off.
+        both = field.type is bool and (field.default is True or not field.outside)
+        flags = [f"{flag}/--no-{flag[2:]}"] if both else [flag]
         text = field.help if field.default is None or field.type is bool else f"{field.help} (default: {field.default})"
         marker = typer.Option(
             *flags,

@@ -13,7 +13,7 @@ from leokit.engine.state import TERMS, State
 from leokit.engine.watching import watch
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.errors import LeokitError
-from leokit.leo import Draws, clip_gradients, decay_gradients
+from leokit.leo import Draws, clip_gradients, decay_gradients, drop_out
 from leokit.leo.learners import Tensors, make_learner
 
 EPISODE_BLOCK = 64  # steps whose episodes are drawn at once
@@ -50,6 +50,7 @@ class Steps:
         self.config = config
         self.features = features
         self.learner = make_learner(config, features.dim)
+        self._loss = torch.compile(self.learner.loss) if config.compile else self.learner.loss
         self.sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=config.seed, purpose="meta-train")
         self.gradients: Tensors = {}
         self._rows = lru_cache(maxsize=2)(self._draw_rows)
@@ -79,8 +80,8 @@ class Steps:
     def inputs(self, step: int) -> Inputs:
         """What a step works on.
 
-        Those of the step after are made in the meantime, by a thread of its own: gathering rows and making noise
-        leave a core idle, and the interpreter's lock free.
+        Those of the step after are made in the meantime, by a thread of its own: gathering rows, making noise
+        and dropping out leave a core idle, and the interpreter's lock free.
         """
         made, future = self._ahead or (None, None)
         found = future.result() if future is not None and made == step else self._make(step)
@@ -89,7 +90,8 @@ class Steps:
 
     def _make(self, step: int) -> Inputs:
         support, query = self.episodes(step)
-        return Inputs(support, query, self.learner.draws(step, range(self.config.meta_batch), support))
+        draws = self.learner.draws(step, range(self.config.meta_batch), support)
+        return Inputs(support, query, drop_out(support, query, draws))
 
     def episodes(self, step: int) -> tuple[Tensor, Tensor]:
         """Support (B, N, K, D) and query (B, N, Q, D) features of a step; rows are drawn for many steps at once."""
@@ -106,7 +108,7 @@ class Steps:
 
     def _gradients(self, state: State, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
         """The terms of the loss, in the order of `TERMS`, and its gradients by the parameters."""
-        loss = self.learner.loss(state.parameters, *inputs)
+        loss = self._loss(state.parameters, *inputs)
         parameters = list(state.parameters.values())
         gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True, materialize_grads=True)
         terms = torch.stack([loss.total, loss.query_loss.mean(), loss.accuracy.mean(), *loss[3:]])

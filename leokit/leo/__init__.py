@@ -5,7 +5,7 @@ Symbols, here and in every module below: `B` episodes, `N` ways (classes), `K` s
 of fine-tuning. Leading dimensions `...` are batch. The label of a row is its position along `N`.
 """
 
-from leokit.leo.adaptation import Adapted, Draws, Gaussian, Method, adapt, decode, encode, predict
+from leokit.leo.adaptation import Adapted, Draws, Gaussian, Method, adapt, decode, drop_out, encode, predict
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss
 from leokit.leo.optimisation import clip_gradients, decay_gradients
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
@@ -23,6 +23,7 @@ __all__ = [
     "clip_gradients",
     "decay_gradients",
     "decode",
+    "drop_out",
     "encode",
     "initial_parameters",
     "meta_loss",

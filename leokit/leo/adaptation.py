@@ -42,6 +42,28 @@ class Draws(NamedTuple):
     query_mask: Tensor | None = None  # (..., N, Q, D)
 
 
+class DroppedOut(Draws):
+    """Draws in which each mask has been put on its images, which take its place."""
+
+
+def drop_out(support: Tensor, query: Tensor, draws: Draws) -> DroppedOut:
+    """Put the masks of draws on support (..., N, K, D) and query (..., N, Q, D), in the masks' own memory."""
+    if draws.encoder_mask is not None:
+        draws.encoder_mask.mul_(support)
+    if draws.support_masks is not None:
+        draws.support_masks.mul_(support.unsqueeze(-4))
+    if draws.query_mask is not None:
+        draws.query_mask.mul_(query)
+    return DroppedOut(*draws)
+
+
+def masked(images: Tensor, mask: Tensor | None, draws: Draws | None) -> Tensor:
+    """Images with one of the masks of `draws` on them."""
+    if mask is None:
+        return images
+    return mask if isinstance(draws, DroppedOut) else images * mask
+
+
 class Gaussian(NamedTuple):
     """A diagonal normal distribution: mean and standard deviation, the latter at least 1e-10, of any one shape."""
 
@@ -179,7 +201,7 @@ def adapt(
     if base is not None:
         base = base.expand(*whole, -1, -1).reshape(count, ways, dim)
     noise = None if given.weights is None else given.weights.reshape(count, *given.weights.shape[-4:])
-    in_codes, in_weights = support_steps(support, shares, given.support_masks, method.inner_steps, whole)
+    in_codes, in_weights = support_steps(support, shares, given, method.inner_steps, whole)
     adapted_codes, adapted_weights = LatentLoop.apply(
         codes.reshape(count, *codes.shape[-3:]),
         parameters.inner_lr,
@@ -203,14 +225,14 @@ def class_means(support: Tensor, shares: Tensor | None) -> Tensor:
 
 
 def support_steps(
-    support: Tensor, shares: Tensor | None, masks: Tensor | None, first: int, lead: torch.Size
+    support: Tensor, shares: Tensor | None, draws: Draws, first: int, lead: torch.Size
 ) -> tuple[Support, Support]:
     """What the two loops descend on, episodes along one dimension: for the first `first` steps, and for those after.
 
     Args:
         support: (..., N, K, D).
         shares: (..., N, K) or None.
-        masks: (..., steps, N, K, D) or None.
+        draws: with the masks of the support set for all steps, or none.
         first: steps of the first loop.
         lead: of the episodes, or of samples of them: what `...` broadcasts to.
     """
@@ -219,7 +241,8 @@ def support_steps(
     spread: float | Tensor = 1 / shots
     if shares is not None:
         spread = shares.expand(*lead, ways, shots).reshape(prod(lead), ways * shots, 1)
-    images = support.unsqueeze(-4) if masks is None else support.unsqueeze(-4) * masks
+    masks = draws.support_masks
+    images = masked(support.unsqueeze(-4), masks, draws)
     images = images.expand(*lead, *images.shape[-4:]).reshape(prod(lead), images.shape[-4], ways * shots, dim)
     if masks is None:
         return Support(images, labels, spread), Support(images, labels, spread)
@@ -234,6 +257,6 @@ def _start(
         if draws.codes is None:
             raise ValueError("a method without encoder needs draws of its codes")
         return None, draws.codes
-    prior = encode(parameters, support if draws.encoder_mask is None else support * draws.encoder_mask, shares)
+    prior = encode(parameters, masked(support, draws.encoder_mask, draws), shares)
     codes = prior.mean.unsqueeze(-2)
     return prior, codes if draws.codes is None else codes + prior.std.unsqueeze(-2) * draws.codes

@@ -73,11 +73,10 @@ def meta_training_draws(
     noise_words = -(-_count(noise) // 4) * 2  # 32 bits each, rounded up to a whole number of pairs of words
     mask_words = -(-_count(mask) // 4)  # 16 bits each
     words = (noise_words, mask_words)
-    normals, masks = (
-        _on_device(seed, step, tasks, *words, dropout)
-        if isinstance(step, Tensor)
-        else _on_cpu(seed, step, tasks, *words, dropout)
-    )
+    if isinstance(step, Tensor):
+        normals, masks = _on_device(seed, step, tasks, *words, dropout)
+    else:
+        normals, masks = _on_cpu(seed, step, tasks, *words, dropout)
     named = dict(zip(("codes", "weights"), _split(normals.to(dtype), noise), strict=False))
     named |= dict(zip(("encoder_mask", "support_masks", "query_mask"), _split(masks.to(dtype), mask), strict=False))
     return Draws(**named)

@@ -25,7 +25,7 @@ from torch import Tensor
 from leokit import randomness
 from leokit.config import MetaTrainConfig
 from leokit.errors import UsageError
-from leokit.leo.adaptation import Draws, Method, adapt, predict, support_steps
+from leokit.leo.adaptation import Draws, Method, adapt, masked, predict, support_steps
 from leokit.leo.draws import DrawShapes, meta_training_draws
 from leokit.leo.loops import WeightLoop
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss, score
@@ -158,8 +158,8 @@ class MetaSGD:
 
     def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
         """See `Learner`: the query loss and the L2 penalty of the start."""
-        weights = self._adapt(tensors, support, draws.support_masks)
-        query_loss, accuracy = score(predict(weights, query if draws.query_mask is None else query * draws.query_mask))
+        weights = self._adapt(tensors, support, draws)
+        query_loss, accuracy = score(predict(weights, masked(query, draws.query_mask, draws)))
         l2, none = tensors["start"].square().sum() / 2, query_loss.new_zeros(())
         total = query_loss.mean() + self.config.l2_weight * l2
         return MetaLoss(total, query_loss, accuracy, none, none, l2, none)
@@ -173,10 +173,10 @@ class MetaSGD:
         trained = len(tensors["start"])
         if support.shape[-3] != trained:
             raise UsageError(f"--ways {support.shape[-3]}: a meta-sgd run is tested at its own {trained} ways only.")
-        return self._adapt(tensors, support, None)
+        return self._adapt(tensors, support, Draws())
 
-    def _adapt(self, tensors: Tensors, support: Tensor, masks: Tensor | None) -> Tensor:
-        images, _ = support_steps(support, None, masks, self._steps, support.shape[:-3])
+    def _adapt(self, tensors: Tensors, support: Tensor, draws: Draws) -> Tensor:
+        images, _ = support_steps(support, None, draws, self._steps, support.shape[:-3])
         start = tensors["start"].expand(*support.shape[:-3], -1, -1)
         weights: Tensor = WeightLoop.apply(start, tensors["lr"], *images, self._steps)
         return weights
@@ -219,15 +219,15 @@ def _draws(config: MetaTrainConfig, dim: int, method: Method, step: int | Tensor
 
 def make_learner(config: MetaTrainConfig, dim: int) -> Learner:
     """The learner of a run's configuration, see the table above, for features of width `dim`."""
-    inner, finetuning = config.inner_steps, config.finetuning_steps
+    inner, finetuning, sampled = config.inner_steps, config.finetuning_steps, config.sampling
     methods = {
-        "leo": Method(inner, finetuning),
-        "no-finetuning": Method(inner, 0),
+        "leo": Method(inner, finetuning, sampled),
+        "no-finetuning": Method(inner, 0, sampled),
         "deterministic": Method(inner, finetuning, sampled=False),
-        "random-prior": Method(inner, finetuning, encoded=False),
-        "generator": Method(0, 0),
-        "generator-finetuning": Method(0, finetuning),
-        "anchored": Method(inner, finetuning),
+        "random-prior": Method(inner, finetuning, sampled, encoded=False),
+        "generator": Method(0, 0, sampled),
+        "generator-finetuning": Method(0, finetuning, sampled),
+        "anchored": Method(inner, finetuning, sampled),
     }
     if config.variant == "meta-sgd":
         return MetaSGD(config, dim)

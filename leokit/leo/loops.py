@@ -34,29 +34,33 @@ class Support(NamedTuple):
         """The images (B, M, D) of a step."""
         return self.images.select(1, step if self.images.shape[1] > 1 else 0)
 
-    def gather(self, onto: Tensor, values: Tensor, step: int, sign: float) -> Tensor:
-        """`onto` + sign · (shares · values)ᵀ X, for values (B, M, N): (B, N, D); a scalar 0 as `onto` is nothing."""
-        scale = sign
-        if isinstance(self.shares, Tensor):
-            values = values * self.shares
-        else:
-            scale *= self.shares
-        return torch.baddbmm(onto, values.mT, self.at(step), beta=int(onto.dim() > 0), alpha=scale)
+    def shared(self, values: Tensor, sign: int = 1) -> Tensor:
+        """Values (B, M, N) times sign · shares."""
+        if isinstance(self.shares, float) and sign * self.shares == 1:
+            return values
+        return values * (sign * self.shares)
 
 
 def loss_gradient(weights: Tensor, support: Support, step: int) -> tuple[Tensor, Tensor]:
     """Gradient (B, N, D) of the support loss (eq. 5) at weights (B, N, D), and the probabilities (B, M, N)."""
-    probabilities = torch.bmm(support.at(step), weights.mT).softmax(-1)
-    return support.gather(weights.new_zeros(()), probabilities - support.labels, step, 1.0), probabilities
+    images = support.at(step)
+    probabilities = torch.bmm(images, weights.mT).softmax(-1)
+    return torch.bmm(support.shared(probabilities - support.labels).mT, images), probabilities
 
 
-def add_hessian_product(
-    onto: Tensor, vector: Tensor, probabilities: Tensor, support: Support, step: int, sign: float
-) -> Tensor:
-    """`onto` + sign · Hessian of the support loss · vector (B, N, D), where the probabilities (B, M, N) are."""
-    by_logits = torch.bmm(support.at(step), vector.mT)
+def hessian_product(vector: Tensor, probabilities: Tensor, support: Support, step: int) -> tuple[Tensor, Tensor]:
+    """Two factors, (B, N, M) and (B, M, D), whose product is minus the Hessian of the support loss times a vector.
+
+    Args:
+        vector: (B, N, D).
+        probabilities: (B, M, N) at the weights where the Hessian is.
+        support: the images.
+        step: which of them.
+    """
+    images = support.at(step)
+    by_logits = torch.bmm(images, vector.mT)
     spread = torch._softmax_backward_data(by_logits, probabilities, -1, by_logits.dtype)  # P · (R - Σ P·R)
-    return support.gather(onto, spread, step, sign)
+    return support.shared(spread, -1).mT, images
 
 
 class WeightLoop(Function):
@@ -85,7 +89,7 @@ class WeightLoop(Function):
         for step, (gradient, probabilities) in reversed(list(enumerate(ctx.path))):
             by_rates.addcmul_(upstream, gradient, value=-1)
             moved = ctx.rates * upstream
-            upstream = add_hessian_product(upstream, moved, probabilities, ctx.support, step, -1.0)
+            upstream = torch.baddbmm(upstream, *hessian_product(moved, probabilities, ctx.support, step))
         return upstream, by_rates.sum_to_size(ctx.rates.shape), None, None, None, None
 
 
@@ -132,10 +136,12 @@ class _Sizes(NamedTuple):
             return rows * classes
         return (self.over(rows) * classes.unsqueeze(1)).view(rows.shape)
 
-    def add(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """Rows (R, W), to each added that of its class (B·N, W), in place."""
-        self.over(rows).add_(classes.unsqueeze(1))
-        return rows
+    def add_product(self, rows: Tensor, classes: Tensor, matrix: Tensor) -> None:
+        """To rows (R, W) add those of their classes (B·N, V) times a matrix (V, W), in place."""
+        if self.copies == 1:
+            rows.addmm_(classes, matrix)
+        else:
+            self.over(rows).add_(torch.mm(classes, matrix).unsqueeze(1))
 
     def classifier(self, classes: Tensor) -> Tensor:
         """(B·N, D) as (B, N, D)."""
@@ -183,7 +189,8 @@ class LatentLoop(Function):
                 by_codes = torch.mm(by_mean, means).repeat_interleave(sizes.copies, 0)
             else:
                 by_deviation = sizes.times(decoded.sensitivity, by_mean)
-                by_codes = sizes.add(torch.mm(by_deviation, deviations), torch.mm(by_mean, means))
+                by_codes = torch.mm(by_deviation, deviations)
+                sizes.add_product(by_codes, by_mean, means)
             ctx.path.append(_Step(decoded, gradient, probabilities, by_deviation, by_codes))
             point = torch.addcmul(point, rates, by_codes, value=-1)
         ctx.last = _decode(point, means.T, deviations.T, _at(noise, steps), sizes, offset)
@@ -252,7 +259,7 @@ class _Back:
         self.by_means.addmm_(sizes.mean(decoded.codes).T, mean)
         if sizes.copies > 1:
             mean = mean / sizes.copies
-        sizes.add(self.codes, torch.mm(mean, self.means.T))
+        sizes.add_product(self.codes, mean, self.means.T)
         if decoded.sensitivity is not None:
             if by_deviation is None:
                 by_deviation = sizes.times(decoded.sensitivity, mean)
@@ -280,9 +287,8 @@ class _Back:
         if self.gate is not None:
             self.gate -= (by_mean * taken.gradient).sum()
             by_mean = gate * by_mean
-        nothing = by_mean.new_zeros(())
-        by_classifier = sizes.classifier(by_mean)
-        classifier = add_hessian_product(nothing, by_classifier, taken.probabilities, self.ctx.support, step, -1.0)
+        vector = sizes.classifier(by_mean)
+        classifier = torch.bmm(*hessian_product(vector, taken.probabilities, self.ctx.support, step))
         self.through_decoding(classifier, taken.decoded, pushed)
 
     def results(self) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, mse_loss
 
-from leokit.leo.adaptation import Draws, Gaussian, Method, adapt, predict
+from leokit.leo.adaptation import Draws, Gaussian, Method, adapt, masked, predict
 from leokit.leo.parameters import Anchor, Parameters
 
 
@@ -57,8 +57,7 @@ def meta_loss(
         anchor: of the anchored variant.
     """
     adapted = adapt(parameters, support, method, draws, anchor)
-    mask = draws.query_mask if draws else None
-    logits = predict(adapted.weights, query if mask is None else query * mask)  # (..., N, Q, N)
+    logits = predict(adapted.weights, masked(query, draws.query_mask if draws else None, draws))  # (..., N, Q, N)
     query_loss, accuracy = score(logits)
     none = query_loss.new_zeros(())
     kl = encoder_penalty = none

@@ -232,7 +232,8 @@ def _score(test: _Test, shared: Shared, on_progress: Report | None) -> dict[str,
             scores[name] = shared.baseline(test, name, report)
         else:
             matrix = shared.matrix(test.store, test.config.split, test.device, test.dtype)
-            scores[name] = _timed(test, matrix, None, report)
+            centre = test.trained.centre
+            scores[name] = _timed(test, matrix if centre is None else matrix.centred(centre), None, report)
     return scores
 
 

@@ -34,6 +34,7 @@ from leokit.features import FeatureStore
 from leokit.figures.curves import draw_curves
 from leokit.provenance import information
 from leokit.runs import (
+    CENTRE,
     CONFIG,
     CURVES,
     EVENTS,
@@ -103,13 +104,16 @@ def run(
         dtype = getattr(torch, config.dtype)
         matrix = FeatureMatrix(store.load(*training_splits(config)), device=device, dtype=dtype)
         validation = None if config.train_on_val else FeatureMatrix(store.load("val"), device=device, dtype=dtype)
+        centre = matrix.rows.mean(0) if config.centring else None
+        if centre is not None:
+            matrix, validation = matrix.centred(centre), validation and validation.centred(centre)
         state = _start(config, folder, store.dim, device)
         first = state.step
         if first:
             _say(on_message, f"Going on from step {first}.")
         if not _train(config, folder, state, matrix, validation, on_progress):
             raise Interrupted(f"Stopped at step {state.step} of {config.steps}: the same command goes on from there.")
-        save_parameters(folder / WEIGHTS, state.best)
+        save_parameters(folder / WEIGHTS, state.best | ({} if centre is None else {CENTRE: centre}))
         manifest.finish(
             folder,
             SCHEMA,

@@ -182,7 +182,7 @@ def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[s
     import torch
 
     from leokit.leo.learners import make_learner
-    from leokit.runs import load_parameters
+    from leokit.runs import CENTRE, load_parameters
 
     try:
         tensors = load_parameters(path)
@@ -190,6 +190,8 @@ def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[s
         yield f"{path.name}: {error}"
         return
     fitting = make_learner(config, dim).initial(getattr(torch, config.dtype))
+    if config.centring:
+        fitting[CENTRE] = torch.zeros(dim)
     for name in sorted({*tensors, *fitting}):
         if name not in tensors or name not in fitting:
             yield f"{path.name}: {name} is {'missing' if name in fitting else 'nothing that the variant learns'}"

@@ -35,11 +35,11 @@ def test_quickstart_ends_with_a_table_and_restarts_at_once(tmp_path):
     size = {"PER_CLASS": "20", "SIZE": "32", "STEPS": "30", "EPISODES": "40"}
     first = bash("quickstart.sh", folder=tmp_path, **size)
     table = first.stdout[first.stdout.rindex("Accuracy on test classes") :]
-    for words in ("5-way 1-shot", "5-way 5-shot", "leo", "class-mean", "run - method"):
+    for words in ("5-way 1-shot", "5-way 5-shot", "leo", "anchored", "class-mean", "run - method"):
         assert words in table
     second = bash("quickstart.sh", folder=tmp_path, **size)
     assert second.stdout == first.stdout
-    assert second.stderr.count("Already done") == 8  # each stage, and the two tests once more for the last table
+    assert second.stderr.count("Already done") == 10  # images, features, four runs and their tests
 
 
 def test_the_papers_protocol(tmp_path):
