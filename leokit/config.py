@@ -300,9 +300,7 @@ class MetaTrainConfig:
     preset: Annotated[
         str | None,
         Resolved(),
-        Doc(
-            "Published hyper-parameters, or own-images, ours (default: the miniImageNet preset nearest to the shots)."
-        ),
+        Doc("Published hyper-parameters, or own-images, ours (default: the miniImageNet preset nearest to the shots)."),
     ] = None
     variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours).")] = "leo"
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5

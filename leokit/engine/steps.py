@@ -1,8 +1,7 @@
 """Single steps of meta-training: their episodes and noise, gradients, clipping and Adam."""
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from leokit.engine.state import TERMS, State
 from leokit.engine.watching import watch
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.errors import LeokitError
-from leokit.leo import Draws, clip_gradients, decay_gradients, drop_out
+from leokit.leo import Draws, clip_gradients, decay_gradients, drop_out, sums_of_squares
 from leokit.leo.learners import Tensors, make_learner
 
 EPISODE_BLOCK = 64  # steps whose episodes are drawn at once
@@ -54,7 +53,6 @@ class Steps:
         self.sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=config.seed, purpose="meta-train")
         self.gradients: Tensors = {}
         self._rows = lru_cache(maxsize=2)(self._draw_rows)
-        self._ahead: tuple[int, Future[Inputs]] | None = None
 
     def take(self, state: State) -> None:
         """One step of Adam, in place; the terms of its loss go to `state.sums`.
@@ -63,8 +61,8 @@ class Steps:
             Diverged: loss or gradient is not finite, and `on_nan` is `stop`; nothing has changed.
         """
         terms, gradients = self._gradients(state, self.inputs(state.step))
-        # The largest magnitude is finite only where every entry is; one number is fetched, not one for each tensor.
-        if not math.isfinite(largest_magnitude([terms, *gradients]).item()):
+        # One number is fetched, not one for each tensor.
+        if not math.isfinite(sums_of_squares([terms, *gradients]).sum().item()):
             gradients = self._not_finite(state, terms[0], gradients)
         self._descend(state, gradients)
         state.sums += terms.double()
@@ -78,17 +76,7 @@ class Steps:
         """
 
     def inputs(self, step: int) -> Inputs:
-        """What a step works on.
-
-        Those of the step after are made in the meantime, by a thread of its own: gathering rows, making noise
-        and dropping out leave a core idle, and the interpreter's lock free.
-        """
-        made, future = self._ahead or (None, None)
-        found = future.result() if future is not None and made == step else self._make(step)
-        self._ahead = (step + 1, _background().submit(self._make, step + 1))
-        return found
-
-    def _make(self, step: int) -> Inputs:
+        """What a step works on."""
         support, query = self.episodes(step)
         draws = self.learner.draws(step, range(self.config.meta_batch), support)
         return Inputs(support, query, drop_out(support, query, draws))
@@ -128,6 +116,8 @@ class Steps:
             # As in DeepMind's code infinities do not count: clipping takes care of them.
             missing = any(value.isnan().any() for value in (loss, *gradients))
             return decay_gradients(list(state.parameters.values())) if missing else gradients
+        if all(bool(value.isfinite().all()) for value in (loss, *gradients)):
+            return gradients  # large enough for its square to overflow, and finite
         raise self._diverged(state.step, f" (loss {loss.item()})")
 
     def _diverged(self, step: int, detail: str = "") -> Diverged:
@@ -225,9 +215,3 @@ class DeviceSteps(Steps):
 def largest_magnitude(values: list[Tensor]) -> Tensor:
     """The largest magnitude in any of the tensors; no number where an entry is none."""
     return torch.stack(list(torch._foreach_norm(values, math.inf))).max()
-
-
-@cache
-def _background() -> ThreadPoolExecutor:
-    """One thread, whose own work is not spread over others."""
-    return ThreadPoolExecutor(1, "inputs", initializer=lambda: torch.set_num_threads(1))

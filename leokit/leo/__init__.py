@@ -7,7 +7,7 @@ of fine-tuning. Leading dimensions `...` are batch. The label of a row is its po
 
 from leokit.leo.adaptation import Adapted, Draws, Gaussian, Method, adapt, decode, drop_out, encode, predict
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss
-from leokit.leo.optimisation import clip_gradients, decay_gradients
+from leokit.leo.optimisation import clip_gradients, decay_gradients, sums_of_squares
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "initial_parameters",
     "meta_loss",
     "predict",
+    "sums_of_squares",
 ]

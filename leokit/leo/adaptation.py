@@ -15,16 +15,20 @@ The numbers are those of DeepMind's code, where it and the paper differ:
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from leokit.leo.loops import MIN_STD, LatentLoop, Support, WeightLoop
 from leokit.leo.parameters import Anchor, Parameters
 
+threshold_backward = torch.ops.aten.threshold_backward
 _PAIR_BLOCK = 2**25  # elements of the relation network's hidden layer that are held at once
 
 
@@ -139,9 +143,35 @@ def encode(parameters: Parameters, support: Tensor, shares: Tensor | None = None
 
 def _pair_means(left: Tensor, right: Tensor, layer: Tensor, shares: Tensor | None) -> Tensor:
     """Mean over the second image of the hidden layer of every pair: (..., R, H), (..., P, H) -> (..., R, H)."""
-    pairs = (left.unsqueeze(-2) + right.unsqueeze(-3)).relu_()  # (..., R, P, H)
-    hidden = (pairs @ layer).relu_()
-    return hidden.mean(-2) if shares is None else (shares.unsqueeze(-2) @ hidden).squeeze(-2)
+    means: Tensor = _PairMeans.apply(left, right, layer, shares)
+    return means
+
+
+class _PairMeans(Function):
+    """`_pair_means`, with the way back written out: its arrays are the largest of a step, and few of them are made."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, layer: Tensor, shares: Tensor | None) -> Tensor:
+        """See the function."""
+        pairs = (left.unsqueeze(-2) + right.unsqueeze(-3)).relu_()  # (..., R, P, H)
+        hidden = (pairs @ layer).relu_()
+        ctx.save_for_backward(pairs, hidden, layer, shares)
+        return hidden.mean(-2) if shares is None else (shares.unsqueeze(-2) @ hidden).squeeze(-2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for left, right and layer."""
+        pairs, hidden, layer, shares = ctx.saved_tensors
+        if shares is None:
+            spread = (upstream / pairs.shape[-2]).unsqueeze(-2).expand_as(hidden)
+        else:
+            spread = upstream.unsqueeze(-2) * shares.unsqueeze(-1)
+        by_hidden = threshold_backward(spread, hidden, 0)
+        by_layer = pairs.flatten(0, -2).T @ by_hidden.flatten(0, -2)
+        by_pairs = by_hidden @ layer.T
+        threshold_backward.grad_input(by_pairs, pairs, 0, grad_input=by_pairs)
+        return by_pairs.sum(-2), by_pairs.sum(-3), by_layer, None
 
 
 def decode(parameters: Parameters, codes: Tensor, ways: int) -> Gaussian:
@@ -237,7 +267,7 @@ def support_steps(
         lead: of the episodes, or of samples of them: what `...` broadcasts to.
     """
     ways, shots, dim = support.shape[-3:]
-    labels = torch.eye(ways, dtype=support.dtype, device=support.device).repeat_interleave(shots, 0)  # (NK, N)
+    labels = _labels(ways, shots, support.dtype, support.device)
     spread: float | Tensor = 1 / shots
     if shares is not None:
         spread = shares.expand(*lead, ways, shots).reshape(prod(lead), ways * shots, 1)
@@ -247,6 +277,13 @@ def support_steps(
     if masks is None:
         return Support(images, labels, spread), Support(images, labels, spread)
     return Support(images[:, :first], labels, spread), Support(images[:, first:], labels, spread)
+
+
+@cache
+def _labels(ways: int, shots: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One-hot labels (NK, N) of a support set's images."""
+    with torch.inference_mode(False):  # made while testing, they serve training too
+        return torch.eye(ways, dtype=dtype, device=device).repeat_interleave(shots, 0)
 
 
 def _start(

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, mse_loss
 
 from leokit.leo.adaptation import Draws, Gaussian, Method, adapt, masked, predict
+from leokit.leo.optimisation import sums_of_squares
 from leokit.leo.parameters import Anchor, Parameters
 
 
@@ -95,9 +96,26 @@ def sampled_kl(prior: Gaussian, codes: Tensor, noise: Tensor) -> Tensor:
 
 def orthogonality_penalty(decoder: Tensor) -> Tensor:
     """Mean square of C - I, where C holds the cosines between the rows (latent dimensions) of the decoder (Z, 2D)."""
-    products = decoder @ decoder.T
+    products: Tensor = RowProducts.apply(decoder)
     norms = products.diagonal().clamp_min(1e-32).sqrt()
     return mse_loss(products / (norms * norms[:, None]), torch.eye(len(norms), dtype=norms.dtype, device=norms.device))
+
+
+class RowProducts(Function):
+    """All products (Z, Z) of the rows of a matrix (Z, W), with one product of matrices on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(matrix)
+        return matrix @ matrix.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        """By the matrix."""
+        gradient: Tensor = (upstream + upstream.T) @ ctx.saved_tensors[0]
+        return gradient
 
 
 class SumOfSquares(Function):
@@ -107,7 +125,7 @@ class SumOfSquares(Function):
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
         """See the class."""
         ctx.save_for_backward(*tensors)
-        return torch.stack(list(torch._foreach_norm(tensors))).square().sum()
+        return sums_of_squares(tensors).sum()
 
     @staticmethod
     @once_differentiable
