@@ -16,7 +16,7 @@ quickstart: install
 	PATH="$(abspath $(BIN)):$$PATH" bash pipelines/quickstart.sh
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 # On images of your own: make bench IMAGES=folder
 IMAGES ?= bench-glyphs

@@ -106,7 +106,7 @@ def test_the_same_source_is_of_one_backbone_wherever_it_lies_and_whatever_wrote_
     assert first["backbone"] == rewritten["backbone"] == half["backbone"]
     other = imported(leokit, pickles(tmp_path / "d", seed=1), "--out", "five")
     stores = {name: FeatureStore.open(tmp_path / name) for name in ("one", "three", "four", "five")}
-    run = Run(tmp_path / "run", stores["one"].manifest, None, None)  # a run's facts repeat those of its features
+    run = Run(tmp_path / "run", stores["one"].manifest, None, None, None)  # a run's facts repeat those of its features
     check_same_backbone(run, stores["three"])
     check_same_backbone(run, stores["four"])
     assert other["backbone"] != first["backbone"]

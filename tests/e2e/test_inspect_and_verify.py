@@ -284,8 +284,8 @@ def test_images_that_are_an_artifact_too_are_no_broken_link(work):
 def test_progress_ends_at_its_total(work):
     seen = []
     verify.run(VerifyConfig(paths=(work / FEATURES, work / RUN)), on_progress=lambda *step: seen.append(step))
-    assert [done for done, _, _ in seen] == list(range(1, 3 + 3 + 4 + 1))
-    assert {total for _, total, _ in seen} == {10}
+    assert [done for done, _, _ in seen] == list(range(1, 3 + 3 + 5 + 1))
+    assert {total for _, total, _ in seen} == {11}
 
 
 def test_inspect_tells_counts_and_loads_nothing(work, leokit):

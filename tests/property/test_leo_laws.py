@@ -126,6 +126,24 @@ def test_giving_every_image_twice_changes_nothing():
     torch.testing.assert_close(doubled.weights, adapted.weights)
 
 
+def test_giving_every_image_of_one_class_twice_changes_nothing():
+    problem = Problem(shots=2)
+    adapted = adapt(problem.parameters, problem.support, problem.method)
+    ragged = torch.cat([problem.support, torch.randn_like(problem.support)], dim=2)  # images of share 0 say nothing
+    ragged[:, 1, 2:] = problem.support[:, 1]
+    shares = torch.tensor([0.5, 0.5, 0.0, 0.0], dtype=torch.float64).repeat(5, 1)
+    shares[1] = 0.25
+    doubled = adapt(problem.parameters, ragged, problem.method, shares=shares)
+    torch.testing.assert_close(doubled.weights, adapted.weights)
+
+
+def test_equal_shares_are_no_shares():
+    problem = Problem(shots=3)
+    adapted = adapt(problem.parameters, problem.support, problem.method)
+    shared = adapt(problem.parameters, problem.support, problem.method, shares=torch.full((3, 5, 3), 1 / 3).double())
+    torch.testing.assert_close(shared.weights, adapted.weights, rtol=1e-6, atol=1e-7)
+
+
 def test_evaluation_draws_nothing():
     problem = Problem()
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()

@@ -96,6 +96,9 @@ class Call:
     def __reduce__(self):
         return self.call
 
+    def __repr__(self):  # the tests' names, the same in every process
+        return f"{self.call[0].__name__}{self.call[1]}"
+
 
 def ran(tmp_path):
     return tmp_path / "it-ran"

@@ -67,6 +67,39 @@ def test_a_loss_that_is_no_number_leaves_the_state_before_it(monkeypatch):
     assert_same(state, expected)
 
 
+def test_on_nan_decay_it_takes_the_step_that_single_steps_take(monkeypatch):
+    config = replace(CONFIG, on_nan="decay")
+    for kind in (Steps, DeviceSteps):  # the loss of step 2 is no number
+
+        def spoilt(self, state, inputs, original=kind._gradients):
+            terms, gradients = original(self, state, inputs)
+            reached = self.next if isinstance(self, DeviceSteps) else torch.tensor(state.step)
+            return torch.where(reached == 2, torch.nan, 1.0) * terms, gradients
+
+        monkeypatch.setattr(kind, "_gradients", spoilt)
+        if kind is Steps:
+            single = taken(Steps(config, TRAINING), fresh(config), 4)
+            monkeypatch.undo()
+    steps = DeviceSteps(config, TRAINING)
+    fed = steps.learner.draws
+    monkeypatch.setattr(type(steps.learner), "draws", lambda self, step, tasks, like: fed(int(step), tasks, like))
+    together = taken(steps, fresh(config), 4)
+    assert together.step == 4
+    for name, value in single.parameters.items():
+        torch.testing.assert_close(together.parameters[name], value, msg=name)
+
+
+def test_a_gradient_whose_square_overflows_is_finite_all_the_same(monkeypatch):
+    original = Steps._gradients
+
+    def huge(self, state, inputs):
+        terms, gradients = original(self, state, inputs)
+        return terms, [1e25 * gradient.sign() for gradient in gradients]
+
+    monkeypatch.setattr(Steps, "_gradients", huge)
+    assert taken(Steps(CONFIG, TRAINING), fresh(), 2).step == 2
+
+
 def test_training_by_steps_on_a_device_learns_and_resumes(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "make_steps", DeviceSteps)
     config = replace(CONFIG, steps=30)
