@@ -11,8 +11,9 @@ Values come from the command line, the environment, a TOML file, a preset and th
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from decimal import Decimal, InvalidOperation
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -60,6 +61,7 @@ DEFAULT_WORK = Path("leokit-work")
 DEFAULT_STEPS = 100_000  # of meta-training
 COMMANDS = (  # the tables that a config file may have
     "demo",
+    "pretrain",
     "extract",
     "import",
     "meta-train",
@@ -105,7 +107,12 @@ class ExtractConfig:
             "or a folder with train.csv, val.csv, test.csv (default: splits.csv in the image tree)."
         ),
     ] = None
-    backbone: Annotated[str, Doc("Name of a timm model.")] = "tf_efficientnet_lite0"
+    backbone: Annotated[str, Doc("Name of a timm model; or wrn28_10 and its family.")] = "tf_efficientnet_lite0"
+    backbone_run: Annotated[
+        Path | None,
+        Resolved(),
+        Doc("Folder of a backbone that leokit pretrain made; in place of --backbone, --weights and --trained-on."),
+    ] = None
     weights: Annotated[
         str,
         Resolved(),
@@ -127,7 +134,11 @@ class ExtractConfig:
         ),
     ] = "center"
     layer: Annotated[
-        str | None, Doc("An inner layer by timm's name, averaged over places (default: what the classifier would get).")
+        str | None,
+        Doc(
+            "An inner layer by timm's name, averaged over places (default: what the classifier would get; of a wrn its "
+            "layer 21, group3.block2; of a --backbone-run the layer that its meta-val chose)."
+        ),
     ] = None
     normalize: Annotated[
         Literal["none", "l2"], Doc("What to do to a vector before it is stored; LEO divides by the L2 norm on reading.")
@@ -147,6 +158,84 @@ class ExtractConfig:
     device: Device = "auto"
     workers: Workers = None
     batch_size: BatchSize = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Options of `leokit pretrain`; the defaults of augmentation and optimiser are those of Qiao et al. (2018)."""
+
+    images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
+    out: Annotated[Place, Doc("Folder of the backbone (default: WORK/backbone).")] = None
+    splits: Annotated[str | None, Resolved(), Doc("The splits, as extract takes them.")] = None
+    classes: Annotated[
+        Literal["train", "train+val"],
+        Doc("Whose images to train on; with val, no few-shot accuracy on val can select the weights."),
+    ] = "train"
+    backbone: Annotated[str, Doc("wrnDEPTH_WIDTH (10 to 40 deep, 1 to 10 wide), or the name of a timm model.")] = (
+        "wrn28_10"
+    )
+    layer: Annotated[
+        str | None,
+        Doc(
+            "Layers, with commas, of which the best on meta-val gives the features (default: of a wrn group3.block2 "
+            "and group3.block2.relu, before and after batch norm and ReLU; else pooled)."
+        ),
+    ] = None
+    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    epochs: Annotated[int, Ge(1), Doc("Passes over the images.")] = 90
+    batch_size: Annotated[int, Ge(2), Doc("Images of a step, over all ranks.")] = 64
+    accumulate: Annotated[int, Ge(1), Doc("Parts of a batch that go through the model one after the other.")] = 1
+    optimizer: Annotated[str, Doc("timm's name of it; sgd is with Nesterov momentum.")] = "sgd"
+    lr: Annotated[float, Gt(0), Doc("Learning rate.")] = 0.1
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("Momentum of sgd.")] = 0.9
+    weight_decay: Annotated[float, Ge(0), Doc("Weight decay.")] = 1e-4
+    schedule: Annotated[Literal["cosine", "step", "constant"], Doc("How the learning rate falls.")] = "cosine"
+    decay_epochs: Annotated[int, Ge(1), Doc("Epochs between the steps of --schedule step.")] = 30
+    decay_rate: Annotated[float, Gt(0), Le(1), Doc("What each of them multiplies the learning rate with.")] = 0.1
+    warmup_epochs: Annotated[int, Ge(0), Doc("Epochs in which the learning rate rises to --lr.")] = 0
+    label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("Share of the target that all classes share.")] = 0.0
+    rotation_weight: Annotated[
+        float, Ge(0), Doc("Weight of guessing by which quarter an image was turned (0: none is turned).")
+    ] = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1), Doc("In the blocks of a wrn; of others, before the classifier.")] = 0.0
+    ema: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Keep a moving average of the weights with this decay, and measure that.")
+    ] = None
+    crop_scale: Annotated[float, Gt(0), Le(1), Doc("Least share of an image's area that is cut out.")] = 0.08
+    flip: Annotated[float, Ge(0), Le(1), Doc("Share of images that are mirrored.")] = 0.5
+    jitter: Annotated[float, Ge(0), Le(1), Doc("Brightness, contrast, saturation change by ± this share.")] = 0.4
+    lighting: Annotated[float, Ge(0), Doc("Deviation of light along ImageNet's principal colours.")] = 0.1
+    holdout: Annotated[
+        float, Ge(0), Lt(1), Doc("Share of each class's images kept out of training, for supervised accuracy.")
+    ] = 0.05
+    val_every: Annotated[int, Ge(1), Doc("Epochs between validations.")] = 5
+    select: Annotated[
+        Literal["few-shot", "supervised", "last"] | None,
+        Doc(
+            "What chooses the best weights: nearest class mean on meta-val, accuracy on images held out, or being the "
+            "last (default: few-shot; for train+val supervised)."
+        ),
+    ] = None
+    val_shots: Annotated[int, Ge(1), Doc("Shots of the few-shot accuracy that selects.")] = 5
+    val_ways: Annotated[int, Ge(2), Doc("Classes of a meta-validation episode.")] = 5
+    val_queries: Annotated[int, Ge(1), Doc("Query images of each class in it.")] = 15
+    val_episodes: Annotated[int, Ge(2), Doc("Meta-validation episodes; the same ones each time.")] = 1000
+    val_images: Annotated[int, Ge(2), Doc("Most images of a meta-val class that are looked at, the first ones.")] = 600
+    precision: Precision = "float32"
+    channels_last: Annotated[bool, Doc("Keep the channels of maps last in memory; fastest nearly everywhere.")] = True
+    compile: Annotated[bool, Doc("Compile the model; pays on long trainings.")] = False
+    cache: Annotated[
+        Literal["auto", "memory", "none"],
+        Outside(),
+        Doc("Hold decoded images in memory, or decode them in each epoch (auto: memory where they fit in half of it)."),
+    ] = "auto"
+    max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -453,6 +542,7 @@ StageConfig = TypeVar(
     BenchReadConfig,
     DemoConfig,
     ExtractConfig,
+    PretrainConfig,
     ImportConfig,
     InspectConfig,
     VerifyConfig,
@@ -576,6 +666,25 @@ def _toml_value(value: Any) -> str:
             return f"[{', '.join(_toml_value(item) for item in value)}]"
         case _:
             return json.dumps(str(value))
+
+
+def parse_share(text: str) -> Callable[[int], int]:
+    """How many of a number of images `--max-failures` allows to fail.
+
+    Args:
+        text: a number as `10`, or a share as `1%`.
+
+    Raises:
+        UsageError: neither, or out of range.
+    """
+    try:
+        value = Decimal(text.removesuffix("%"))
+    except InvalidOperation:
+        value = Decimal(-1)
+    share = text.endswith("%")
+    if not value.is_finite() or value < 0 or (value > 100 if share else value != int(value)):
+        raise UsageError(f"max_failures = {text!r}: a number of images from 0, or a share from 0% to 100%.")
+    return lambda total: int(value * total / 100) if share else int(value)
 
 
 def run_name(config: MetaTrainConfig) -> str:

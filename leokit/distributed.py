@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from leokit.config import default_workers
 from leokit.errors import LeokitError, UsageError
 
 T = TypeVar("T")
@@ -32,6 +33,11 @@ class World:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """The items that are this rank's: every `size`-th."""
         return items[self.rank :: self.size]
+
+    def workers(self) -> int:
+        """Worker processes of this rank: the cores of the machine, divided among its ranks where they share them."""
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.size > 1 else 1
+        return max(1, default_workers() // ranks)
 
 
 def world(environment: Mapping[str, str] = os.environ) -> World:
@@ -98,8 +104,8 @@ class Job:
 
 
 @contextmanager
-def joined(place: World) -> Iterator[Job]:
-    """Join the ranks of a job."""
+def joined(place: World, *, cuda: bool = False) -> Iterator[Job]:
+    """Join the ranks of a job; with `cuda` they also exchange what lies on their GPUs."""
     if place.size == 1:
         yield Job()
         return
@@ -108,7 +114,8 @@ def joined(place: World) -> Iterator[Job]:
     method = f"tcp://{place.address}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         method = "env://"  # torchrun's own store is listening at the address
-    group.init_process_group("gloo", init_method=method, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    group.init_process_group(backend, init_method=method, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
     try:
         yield Job(place.size)
     finally:

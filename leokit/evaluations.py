@@ -151,8 +151,11 @@ def _key(entry: Evaluation) -> str:
 
 def seen_in_words(summary: dict[str, Any]) -> str:
     """Whether the backbone has seen the classes of the test, as a sentence for the user."""
-    seen, total, split = summary["classes_seen"], summary["classes"], summary["split"]
-    trained_on = summary["trained_on"]
+    return seen_sentence(summary["trained_on"], summary["classes_seen"], summary["classes"], summary["split"])
+
+
+def seen_sentence(trained_on: str | list[str], seen: int | None, total: int, split: str) -> str:
+    """The same from its parts: what the backbone was trained on, and how many of the classes of a split it has seen."""
     data = trained_on if isinstance(trained_on, str) else f"{len(trained_on)} classes"
     if seen is None:
         reason = "what it was trained on is not known" if data == "unknown" else "the class names are no ImageNet ids"

@@ -1,6 +1,20 @@
 """Backbones: networks with weights that turn images into vectors, and how they want their images; the home of timm."""
 
 from leokit.backbones.backbone import Backbone, embed
-from leokit.backbones.loading import RANDOM, decoder_on, load
+from leokit.backbones.layers import Layers, default_layers, layer_names
+from leokit.backbones.loading import RANDOM, decoder_on, load, preprocessing_of
+from leokit.backbones.pretrained import load_pretrained, open_pretrained
 
-__all__ = ["RANDOM", "Backbone", "decoder_on", "embed", "load"]
+__all__ = [
+    "RANDOM",
+    "Backbone",
+    "Layers",
+    "decoder_on",
+    "default_layers",
+    "embed",
+    "layer_names",
+    "load",
+    "load_pretrained",
+    "open_pretrained",
+    "preprocessing_of",
+]

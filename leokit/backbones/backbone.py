@@ -24,9 +24,8 @@ class Backbone:
         weights_sha256: of the tensors that are used, see `hash_tensors`.
         preprocessing: what its images must go through, as resolved.
         dim: length of a vector (D).
-        trained_on: what the weights were trained on: imagenet-1k, imagenet-21k, web or unknown.
-        layer: which output the vectors are: `pooled`, what the classifier would get, or an inner layer by timm's name
-            for it, averaged over places.
+        trained_on: what the weights were trained on: imagenet-1k, imagenet-21k, web or unknown, or a list of classes.
+        layer: which output the vectors are, see `Layers`.
         normalize: what is done to a vector: none, or divided by its l2 norm.
         precision: of the computation.
         compiled: whether torch.compile made it.
@@ -38,7 +37,7 @@ class Backbone:
     weights_sha256: str
     preprocessing: Preprocessing
     dim: int
-    trained_on: str
+    trained_on: str | list[str]
     layer: str = "pooled"
     normalize: str = "none"
     precision: Precision = "float32"
@@ -99,19 +98,3 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
-
-
-class Tap(nn.Module):
-    """A timm model up to one of its inner layers, whose maps are averaged over places: (B, 3, H, W) → (B, D)."""
-
-    def __init__(self, model: nn.Module, index: int) -> None:
-        super().__init__()
-        self._model = model
-        self._index = index
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The averaged maps; timm gives those of any model as (B, D, H, W), tokens without the class token."""
-        forward: Any = self._model.forward_intermediates
-        maps = forward(images, indices=[self._index], stop_early=True, intermediates_only=True, output_fmt="NCHW")
-        averaged: Tensor = maps[0].mean((2, 3))
-        return averaged

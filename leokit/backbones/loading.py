@@ -13,7 +13,8 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from leokit.backbones import bundled
-from leokit.backbones.backbone import Backbone, Precision, Tap, embed
+from leokit.backbones.backbone import Backbone, Precision, embed
+from leokit.backbones.layers import POOLED, Tap, default_layers
 from leokit.backbones.weights import fill, hash_tensors, read_weights
 from leokit.errors import ArtifactError, LeokitError, UsageError
 from leokit.images.preprocess import RESAMPLING, Preprocessing, Views
@@ -40,7 +41,7 @@ def load(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     interpolation: str | None = None,
-    trained_on: str | None = None,
+    trained_on: str | list[str] | None = None,
     layer: str | None = None,
     normalize: str = "none",
     precision: Precision = "float32",
@@ -56,8 +57,9 @@ def load(
         weights: `bundled`, `pretrained`, `auto` (bundled where there are such weights, else pretrained), the path of a
             file, or `random`, for measurements of speed.
         image_size: side of the input in pixels, in place of timm's; likewise crop_pct, mean, std, interpolation.
-        trained_on: what the weights were trained on, where leokit cannot know it.
-        layer: an inner layer to take, by timm's name for it, in place of what the classifier would get.
+        trained_on: what the weights were trained on, where leokit cannot know it: a word, or the names of classes.
+        layer: the layer to take, see `Layers` (default: what the classifier would get; of a wide residual network
+            the paper's layer 21).
         normalize: `none`, or `l2` to divide a vector by its norm.
         precision: of the computation.
         compile: whether to compile the model.
@@ -68,8 +70,8 @@ def load(
         ArtifactError: weights that cannot be read or do not fit.
         LeokitError: weights that cannot be had here.
     """
-    _check_name(name)
-    if trained_on is not None and trained_on not in TRAINED_ON:
+    check_name(name)
+    if isinstance(trained_on, str) and trained_on not in TRAINED_ON:
         raise UsageError(f"trained_on = {trained_on!r}: it is one of {', '.join(TRAINED_ON)}.")
     source, tensors = _tensors(name, weights)
     module = _pretrained(name) if tensors is None else timm.create_model(name, num_classes=0)
@@ -84,8 +86,9 @@ def load(
         _preprocessing(module, config, image_size, given), views=views, jpeg_scaling=jpeg_scaling, decoder=decoder
     )
     _set_input_size(module, name, config, preprocessing.image_size)
-    if layer:
-        module = _tap(module, name, layer)
+    layer = layer or default_layers(module)[0]
+    if layer != POOLED:
+        module = Tap(module, layer)
     module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return Backbone(
         module=_compiled(module) if compile else module,
@@ -95,7 +98,7 @@ def load(
         preprocessing=preprocessing,
         dim=_dim(module, name, preprocessing),
         trained_on=_trained_on(source, config, trained_on),
-        layer=layer or "pooled",
+        layer=layer,
         normalize=normalize,
         precision=precision,
         compiled=compile,
@@ -105,21 +108,6 @@ def load(
 def _compiled(module: nn.Module) -> nn.Module:
     compiled: Any = torch.compile(module, dynamic=False)
     return compiled  # type: ignore[no-any-return]
-
-
-def _tap(module: nn.Module, name: str, layer: str) -> nn.Module:
-    """The model up to an inner layer.
-
-    Raises:
-        UsageError: timm cannot tap this model, or not there.
-    """
-    information: Any = getattr(module, "feature_info", None)
-    if information is None or not hasattr(module, "forward_intermediates"):
-        raise UsageError(f"layer = {layer!r}: timm has no inner layers of {name} to take; leave the option out.")
-    layers = [entry["module"] for entry in information]
-    if layer not in layers:
-        raise UsageError(f"layer = {layer!r}: the layers of {name} that timm gives are {', '.join(layers)}.")
-    return Tap(module, layers.index(layer))
 
 
 def decoder_on(decode: str, device: torch.device) -> Literal["pillow", "torchvision"]:
@@ -133,7 +121,7 @@ def decoder_on(decode: str, device: torch.device) -> Literal["pillow", "torchvis
     return "torchvision" if decode == "gpu" else "pillow"
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Refuse a name that timm does not have, suggesting names like it."""
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
@@ -217,6 +205,15 @@ def _full_name(name: str, config: Mapping[str, Any]) -> str:
     return f"{architecture}.{tag}" if tag else architecture
 
 
+def preprocessing_of(module: nn.Module, image_size: int | None = None) -> Preprocessing:
+    """How a timm model wants its images.
+
+    Raises:
+        UsageError: not square, or resized in a way that is not known here.
+    """
+    return _preprocessing(module, _config(module), image_size, {})
+
+
 def _preprocessing(
     module: nn.Module, config: Mapping[str, Any], image_size: int | None, given: Mapping[str, Any]
 ) -> Preprocessing:
@@ -274,7 +271,7 @@ def _dim(module: nn.Module, name: str, preprocessing: Preprocessing) -> int:
     return vectors.shape[1]
 
 
-def _trained_on(source: str, config: Mapping[str, Any], said: str | None) -> str:
+def _trained_on(source: str, config: Mapping[str, Any], said: str | list[str] | None) -> str | list[str]:
     if source in ("file", RANDOM):
         return said or UNKNOWN
     known = bundled.TRAINED_ON if source == "bundled" else trained_on_of_tag(config.get("tag") or "")

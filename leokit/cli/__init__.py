@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from leokit.cli import bench, demo, eval, extract, importing, inspect, meta_train, splits, table, verify
+from leokit.cli import bench, demo, eval, extract, importing, inspect, meta_train, pretrain, splits, table, verify
 from leokit.cli.options import add_command
 from leokit.cli.render import Common
 from leokit.config import (
@@ -16,6 +16,7 @@ from leokit.config import (
     ImportConfig,
     InspectConfig,
     MetaTrainConfig,
+    PretrainConfig,
     TableConfig,
     VerifyConfig,
 )
@@ -55,6 +56,7 @@ def common(
 
 
 add_command(app, "demo", DemoConfig, demo.command)
+add_command(app, "pretrain", PretrainConfig, pretrain.command)
 add_command(app, "extract", ExtractConfig, extract.command)
 add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)

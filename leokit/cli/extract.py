@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from leokit import distributed
 from leokit.cli.render import Output, TableData
@@ -38,12 +39,21 @@ def command(config: ExtractConfig, output: Output) -> None:
             [f"{facts['failures']} images could not be read: see {store.folder / 'failures.parquet'}."]
             * bool(facts["failures"])
         ),
+        *_seen(facts),
         f"In {store.folder}.",
     ]
     data = {"out": str(store.folder), "id": store.id, "images_per_second": info["images_per_second"], **facts}
     output.result(data, [_table("Features", facts["counts"])], sentences)
     where = f" --features {store.folder}" if config.out else ""
     output.next_command(f"leokit meta-train --shots 1{where}")
+
+
+def _seen(facts: Mapping[str, Any]) -> list[str]:
+    """How many test classes the backbone has seen."""
+    from leokit.evaluations import seen_sentence
+
+    total = len(facts["counts"].get("test", {}))
+    return [seen_sentence(facts["trained_on"], facts["classes_seen"]["test"], total, "test")] if total else []
 
 
 def share_cores() -> None:

@@ -113,15 +113,12 @@ class Output:
         ]
         if console.width >= _WIDE:
             columns.insert(1, BarColumn(bar_width=20))
-        started, first = time.monotonic(), None
+        pace = _Pace()
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=None, rate="", left="", status="")
 
             def move(done: int, total: int, text: str = "") -> None:
-                nonlocal first
-                first = done if first is None else first
-                seconds = time.monotonic() - started
-                rate, left = _rate(done - first, seconds), _left(done - first, total - done, seconds)
+                rate, left, _ = pace.at(done, total)
                 bar.update(task, completed=done, total=total, status=text, rate=rate, left=left)
 
             yield move
@@ -143,25 +140,34 @@ def _nothing(done: int, total: int, text: str = "") -> None:
     """Show no progress."""
 
 
+class _Pace:
+    """How fast a piece of work goes; another total is another piece."""
+
+    def __init__(self) -> None:
+        self.started, self.first, self.total = time.monotonic(), 0, -1
+
+    def at(self, done: int, total: int) -> tuple[str, str, float]:
+        """Rate and time left as words, and seconds since the piece began."""
+        if total != self.total:
+            if self.total >= 0:
+                self.started = time.monotonic()
+            self.first, self.total = done, total
+        seconds = time.monotonic() - self.started
+        return _rate(done - self.first, seconds), _left(done - self.first, total - done, seconds), seconds
+
+
 def _lines(what: str) -> Progress:
     """Progress as plain lines: when a piece of work ends, and every ten seconds before."""
-    started = last = time.monotonic()
-    first: int | None = None
+    last, pace = time.monotonic(), _Pace()
 
     def move(done: int, total: int, text: str = "") -> None:
-        nonlocal last, first
+        nonlocal last
+        rate, left, seconds = pace.at(done, total)
         now = time.monotonic()
-        first = done if first is None else first
-        if now - last < PLAIN_SECONDS and not (done == total and now - started > 2):
+        if now - last < PLAIN_SECONDS and not (done == total and seconds > 2):
             return
         last = now
-        seconds = now - started
-        parts = [
-            f"{what}: {done}/{total}",
-            _rate(done - first, seconds),
-            _left(done - first, total - done, seconds),
-            text,
-        ]
+        parts = [f"{what}: {done}/{total}", rate, left, text]
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     return move

@@ -19,6 +19,7 @@ from leokit.errors import DataError
 from leokit.features.layout import FOOTER_KEY, SCHEMA, Dtype, arrow_schema, footer, plan_shards
 from leokit.features.store import FeatureStore
 from leokit.provenance import information
+from leokit.splits import classes_seen
 
 # The embeddings of a class as one page: its values lie in the file as they lie in memory, where the store's reader
 # takes them from without decoding. Up to a size that Parquet's 32-bit lengths can say; beyond, there are several pages.
@@ -137,12 +138,14 @@ def facts_of(
         split_source: where the division into splits comes from.
         note: what a reader of results must know about the division.
     """
+    seen = {split: classes_seen(trained_on, list(classes)) for split, classes in counts.items()}
     return {
         "dim": dim,
         "dtype": dtype,
         "counts": {split: dict(classes) for split, classes in counts.items()},
         "backbone": None if backbone is None else dict(backbone),
         "trained_on": trained_on if isinstance(trained_on, str) else list(trained_on),
+        "classes_seen": seen,
         "failures": failures,
         "split_source": split_source,
         "note": note,

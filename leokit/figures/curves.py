@@ -2,39 +2,25 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from math import isfinite, log
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leokit import manifest
+from leokit.figures.style import BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, STYLE, WIDTH, band, guessing, legend, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Lines = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours, told apart by the colour-blind too.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
-_WIDTH, _WIDE, _SMALL, _EDGE, _DPI = 8.0, 2.5, 1.75, 0.7, 120  # inches; heights of the panels and of title and axis
+_WIDE, _SMALL, _EDGE = 2.5, 1.75, 0.7  # inches: heights of the panels, and of title and axis
 _RATES = {
     "inner_lr": "learned rate in latent space (α)",
     "finetuning_lr": "learned rate of fine-tuning",
     "lr": "learned rate",
 }
 _SCALARS = {"scale": "scale of the class means (τ)", "gate": "gate on the correction"}
-_STYLE: Any = {  # matplotlib names every key in its types
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
 
 
 def draw_curves(path: Path, lines: Lines, *, title: str, ways: int) -> None:
@@ -56,9 +42,9 @@ def draw_curves(path: Path, lines: Lines, *, title: str, ways: int) -> None:
     trained = [line for line in lines if "loss" in line]
     small = _small_panels(trained)
     rows = -(-len(small) // 2)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         height = 2 * _WIDE + rows * _SMALL + _EDGE
-        figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         grid = figure.add_gridspec(2 + rows, 2, height_ratios=[_WIDE] * 2 + [_SMALL] * rows)
         axes = [figure.add_subplot(grid[0, :])]
         axes.append(figure.add_subplot(grid[1, :]))
@@ -92,20 +78,20 @@ def _small_panels(trained: Lines) -> list[tuple[str, str]]:
 def _draw_losses(axes: "Axes", trained: Lines, ways: int) -> None:
     axes.set_title("loss on meta-train")
     axes.set_ylabel("loss (nats)")
-    _guessing(axes, log(ways))
-    _plot(axes, trained, "loss", BLUE, "objective: queries and penalties")
-    _plot(axes, trained, "query_loss", ORANGE, "queries", style="--")
-    _legend(axes)
+    guessing(axes, log(ways))
+    plot(axes, trained, "loss", BLUE, "objective: queries and penalties")
+    plot(axes, trained, "query_loss", ORANGE, "queries", style="--")
+    legend(axes)
 
 
 def _draw_accuracies(axes: "Axes", trained: Lines, lines: Lines, ways: int) -> None:
     axes.set_title("accuracy")
     axes.set_ylabel("accuracy (%)")
-    _guessing(axes, 100 / ways)
-    _plot(axes, trained, "accuracy", BLUE, "meta-train, with dropout and noise", scale=100)
+    guessing(axes, 100 / ways)
+    plot(axes, trained, "accuracy", BLUE, "meta-train, with dropout and noise", scale=100)
     validated = [line for line in lines if "val_accuracy" in line]
-    _plot(axes, validated, "val_accuracy", ORANGE, "meta-val, 95 % interval", scale=100, marker="o")
-    _band(axes, validated, "val_accuracy", "val_half_width", ORANGE)
+    plot(axes, validated, "val_accuracy", ORANGE, "meta-val, 95 % interval", scale=100, marker="o")
+    band(axes, validated, "val_accuracy", "val_half_width", ORANGE)
     best = best_validation(lines)
     for line in lines:
         if "fallback_accuracy" in line:
@@ -114,7 +100,7 @@ def _draw_accuracies(axes: "Axes", trained: Lines, lines: Lines, ways: int) -> N
         step, share = best[0], 100 * best[1]
         text = f"best of training on meta-val: {share:.1f} % at step {step:,}"
         axes.plot(step, share, "*", ms=14, color=PURPLE, mec="white", mew=0.8, ls="", zorder=5, label=text)
-    _legend(axes)
+    legend(axes)
 
 
 def _draw_fallback(axes: "Axes", line: Mapping[str, Any], *, kept: bool) -> None:
@@ -133,51 +119,16 @@ def _draw_small(axes: "Axes", key: str, name: str, trained: Lines) -> None:
         axes.set_ylim(-4, 104)
         for part, colour, style in (("encoder", BLUE, "-"), ("decoder", ORANGE, "--")):
             shares = [{"step": line["step"], **line[f"{part}_std"]} for line in trained if f"{part}_std" in line]
-            _plot(axes, shares, key, colour, part, scale=100, style=style)
-        _legend(axes)
+            plot(axes, shares, key, colour, part, scale=100, style=style)
+        legend(axes)
     elif key in _SCALARS:
-        _plot(axes, trained, key, BLUE, "")
+        plot(axes, trained, key, BLUE, "")
     else:
         rates = [{"step": line["step"], **line["rates"][key]} for line in trained if key in line.get("rates", {})]
         steps, low, high = ([rate[part] for rate in rates] for part in ("step", "min", "max"))
         axes.fill_between(steps, low, high, color=BLUE, alpha=0.18, lw=0, label="range of its entries")
-        _plot(axes, rates, "mean", BLUE, "mean")
-        _legend(axes)
-
-
-def _plot(
-    axes: "Axes",
-    lines: Lines,
-    key: str,
-    colour: str,
-    label: str,
-    *,
-    scale: float = 1,
-    style: str = "-",
-    marker: str = "",
-) -> None:
-    """A number of each line over the steps; what is not finite leaves a gap, and a single point shows as one."""
-    points = [(line["step"], line[key] * scale if isfinite(line[key]) else float("nan")) for line in lines]
-    if points:
-        marker = marker or ("o" if len(points) == 1 else "")
-        axes.plot(*zip(*points, strict=True), color=colour, label=label, ls=style, marker=marker, ms=3.5)
-
-
-def _band(axes: "Axes", lines: Lines, key: str, half_width: str, colour: str) -> None:
-    """An interval, in %, around a share of each line."""
-    steps = [line["step"] for line in lines]
-    low = [100 * (line[key] - line[half_width]) for line in lines]
-    high = [100 * (line[key] + line[half_width]) for line in lines]
-    axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-
-
-def _guessing(axes: "Axes", value: float) -> None:
-    axes.axhline(value, color=GREY, ls=":", lw=1.2, label="guessing")
-
-
-def _legend(axes: "Axes") -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best")
+        plot(axes, rates, "mean", BLUE, "mean")
+        legend(axes)
 
 
 def _label_steps(axes: "Sequence[Axes]", lines: Lines) -> None:

@@ -1,20 +1,16 @@
 """`leokit extract`: image tree → features."""
 
-import errno
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leokit import backbones, distributed, manifest
 from leokit.backbones import Backbone
-from leokit.config import ExtractConfig, default_workers
+from leokit.config import ExtractConfig, default_workers, parse_share
 from leokit.devices import resolve_device
 from leokit.distributed import Job, World
 from leokit.engine import shards
@@ -22,7 +18,7 @@ from leokit.engine.embedding import Embedded, embed_shards
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.shards import RECORDS, ShardRecord
-from leokit.errors import ArtifactError, DataError, LeokitError, UsageError
+from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
 from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
 from leokit.images.decoding import decoder
 from leokit.images.scan import ImageTree, scan
@@ -107,9 +103,16 @@ def load_backbone(config: ExtractConfig) -> Backbone:
     """
     if config.weights == backbones.RANDOM:
         raise UsageError("weights = 'random': such features mean nothing; `leokit bench extract` takes them.")
-    return backbones.load(
-        config.backbone,
-        config.weights,
+    load = partial(backbones.load, config.backbone, config.weights)
+    if config.backbone_run is not None:
+        for name in ("backbone", "weights"):
+            if getattr(config, name) != getattr(ExtractConfig, name):
+                raise UsageError(
+                    f"--{name} {getattr(config, name)} and --backbone-run {config.backbone_run} both say which weights "
+                    "to take: give one of them."
+                )
+        load = partial(backbones.load_pretrained, config.backbone_run)
+    return load(
         image_size=config.image_size,
         crop_pct=config.crop_pct,
         mean=config.mean,
@@ -157,7 +160,7 @@ def run(
         on_progress=None if place.rank else on_progress,
         on_message=_silent if place.rank else on_message or _silent,
     )
-    with distributed.joined(place) as job, _disk_errors(extraction.folder):
+    with distributed.joined(place) as job, disk_errors(extraction.folder):
         return extraction.run(job)
 
 
@@ -177,14 +180,17 @@ class _Extraction:
         self._config, self._place, self._started = config, place, started
         self._on_progress, self._on_message = on_progress, on_message
         self._allowed = parse_share(config.max_failures)
-        self._device = _device(config.device, place)
-        self._workers = _workers(place) if config.workers is None else config.workers
+        self._device = resolve_device(config.device, place)
+        self._workers = place.workers() if config.workers is None else config.workers
         self._plan = plan(config)
         for message in _messages(self._plan):
             on_message(message)
         self._backbone = load_backbone(config)
         self._identity = _identity(config, self._plan, self._backbone)
         self._inputs = {"images": manifest.Input(self._plan.images_id, str(config.images))}
+        if config.backbone_run is not None:
+            trained = manifest.read(config.backbone_run)
+            self._inputs["backbone"] = manifest.Input(trained.id, str(config.backbone_run))
         self._plans = {shard.name: shards.plan_hash(shard, self._plan.sizes) for shard in self._plan.shards}
 
     def run(self, job: Job) -> FeatureStore:
@@ -285,34 +291,6 @@ class _Extraction:
         )
 
 
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what a full disk raises, here or in Arrow, into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise LeokitError(
-            f"{folder} cannot be written: {os.strerror(error.errno).lower()}. What was finished is kept: make space "
-            "and run the same command again."
-        ) from error
-
-
-def _device(name: str, place: World) -> torch.device:
-    """The device of this rank: each on a machine takes another GPU, unless one is named."""
-    device = resolve_device(name)
-    if place.size > 1 and device.type == "cuda" and device.index is None:
-        return torch.device("cuda", place.local_rank % torch.cuda.device_count())
-    return device
-
-
-def _workers(place: World) -> int:
-    """Worker processes of this rank: the cores of the machine, divided among its ranks where they share them."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if place.size > 1 else 1
-    return max(1, default_workers() // ranks)
-
-
 def _has_failures(folder: Path, plans: Mapping[str, str]) -> bool:
     return any(record.failures for record in shards.finished_shards(folder, plans).values())
 
@@ -390,25 +368,6 @@ def estimate(config: ExtractConfig, planned: Plan) -> Estimate:
 
 def _silent(message: str) -> None:
     """Take a message and say nothing."""
-
-
-def parse_share(text: str) -> Callable[[int], int]:
-    """How many of a number of images `--max-failures` allows to fail.
-
-    Args:
-        text: a number as `10`, or a share as `1%`.
-
-    Raises:
-        UsageError: neither, or out of range.
-    """
-    try:
-        value = Decimal(text.removesuffix("%"))
-    except InvalidOperation:
-        value = Decimal(-1)
-    share = text.endswith("%")
-    if not value.is_finite() or value < 0 or (value > 100 if share else value != int(value)):
-        raise UsageError(f"max_failures = {text!r}: a number of images from 0, or a share from 0% to 100%.")
-    return lambda total: int(value * total / 100) if share else int(value)
 
 
 def _a_few(names: Sequence[str]) -> str:

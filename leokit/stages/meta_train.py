@@ -50,6 +50,7 @@ from leokit.runs import (
     save_state,
     steps_of_best,
 )
+from leokit.splits import classes_seen
 
 Progress = Callable[[int, int, str], None]
 _DRAW_EVERY = 120.0  # seconds, at least, between pictures of a run that goes on
@@ -90,6 +91,13 @@ def run(
     device = resolve_device(config.device)
     check_steps(config)
     store = _open_features(config)
+    seen = classes_seen(store.facts["trained_on"], store.classes("val"))
+    if seen and not isinstance(store.facts["trained_on"], str) and not config.train_on_val:
+        _say(
+            on_message,
+            f"The backbone has seen {seen} of the {len(store.classes('val'))} val classes: accuracy on them, by which "
+            "the best weights are selected, is too high.",
+        )
     config, inputs = _resolved(config, store)
     folder = default_out(config)
     identified = identity(config)

@@ -1,0 +1,82 @@
+"""Curves of a pre-training: loss, accuracy on its own classes, few-shot accuracy on others, learning rate."""
+
+import io
+from collections.abc import Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leokit import manifest
+from leokit.figures.style import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE, WIDTH, band, guessing, legend, plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def draw_pretraining(path: Path, lines: Lines, *, title: str, classes: int, ways: int) -> None:
+    """Draw the metrics of a pre-training over its epochs as a PNG, 960 pixels wide, written atomically.
+
+    Args:
+        path: of the file.
+        lines: of metrics.jsonl, in order; any number, also none.
+        title: of the figure.
+        classes: that are told apart, for the loss of guessing.
+        ways: N of the few-shot episodes, for the accuracy of guessing.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 9.6), dpi=DPI, layout="constrained")
+        axes = figure.subplots(4, 1, sharex=True, height_ratios=[2, 2, 2, 1])
+        held = [line for line in lines if "holdout_loss" in line]
+        axes[0].set_title("loss on the classes it is trained on")
+        axes[0].set_ylabel("loss (nats)")
+        guessing(axes[0], log(classes))
+        plot(axes[0], lines, "loss", BLUE, "training, with augmentation", x="epoch")
+        plot(axes[0], held, "holdout_loss", ORANGE, "images held out", x="epoch", marker="o")
+        axes[1].set_title("accuracy on the classes it is trained on")
+        axes[1].set_ylabel("accuracy (%)")
+        plot(axes[1], lines, "accuracy", BLUE, "training, with augmentation", scale=100, x="epoch")
+        plot(axes[1], held, "holdout_accuracy", ORANGE, "images held out", scale=100, x="epoch", marker="o")
+        _draw_few_shot(axes[2], lines, ways)
+        axes[3].set_title("learning rate")
+        plot(axes[3], lines, "lr", BLUE, "", x="epoch")
+        axes[3].set_xlabel("epoch")
+        for panel in axes:
+            legend(panel)
+            panel.locator_params(axis="x", integer=True)
+        if not lines:
+            axes[0].text(0.5, 0.5, "nothing measured yet", transform=axes[0].transAxes, ha="center")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+    manifest.write_atomically(path, picture.getvalue())
+
+
+def _draw_few_shot(axes: "Axes", lines: Lines, ways: int) -> None:
+    """Accuracy of nearest class mean on meta-val, a line for each layer and number of shots."""
+    axes.set_title(f"nearest class mean on meta-val, {ways}-way, 95 % interval over episodes")
+    axes.set_ylabel("accuracy (%)")
+    guessing(axes, 100 / ways)
+    measured = [line for line in lines if "few_shot" in line]
+    layers = list(measured[-1]["few_shot"]) if measured else []
+    shots = list(measured[-1]["few_shot"][layers[0]]) if layers else []
+    colours = dict(zip(shots, (ORANGE, BLUE, GREEN), strict=False))
+    styles = ("-", "--", ":", "-.")
+    for number, layer in enumerate(layers):
+        for shot in shots:
+            rows = [
+                {
+                    "epoch": line["epoch"],
+                    "accuracy": line["few_shot"][layer][shot][0],
+                    "half": line["few_shot"][layer][shot][1],
+                }
+                for line in measured
+            ]
+            label = f"{shot.removesuffix('shot')}-shot, {layer}"
+            colour = colours.get(shot, PURPLE)
+            plot(axes, rows, "accuracy", colour, label, scale=100, x="epoch", marker="o", style=styles[number % 4])
+            band(axes, rows, "accuracy", "half", colour, x="epoch")

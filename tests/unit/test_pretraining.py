@@ -1,0 +1,203 @@
+"""The steps of pre-training: resuming, parts of a batch, ranks, and where images come from change nothing."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from leokit.backbones import preprocessing_of
+from leokit.backbones.training import new_network
+from leokit.config import PretrainConfig
+from leokit.distributed import Job, World
+from leokit.engine.pixels import FromDisk, InMemory
+from leokit.engine.pretraining import Labelled, Trainer
+from leokit.engine.ranks import SharedDropout
+from leokit.engine.steps import Diverged
+from leokit.errors import DataError, LeokitError, UsageError
+from leokit.images.augmentation import Recipe
+from leokit.images.decoding import Decoded
+
+CONFIG = PretrainConfig(
+    images="unused",
+    backbone="wrn10_1",
+    image_size=16,
+    epochs=3,
+    batch_size=8,
+    lr=0.05,
+    val_episodes=20,
+    val_ways=3,
+    val_queries=3,
+    val_shots=2,
+)
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
+TONES = RNG.integers(0, 255, (5, 1, 1, 1, 3))
+PIXELS = torch.from_numpy((0.7 * TONES + 0.3 * RNG.integers(0, 255, (5, 8, 18, 18, 3))).reshape(40, 18, 18, 3)).byte()
+LABELS = np.repeat(np.arange(5), 8)
+TRAINING = Labelled(InMemory(PIXELS), LABELS, tuple("abcde"))
+
+
+def trainer(config=CONFIG, training=TRAINING, place=None):
+    network = new_network(
+        config.backbone,
+        5,
+        image_size=16,
+        dropout=config.dropout,
+        rotation=config.rotation_weight > 0,
+        seed=config.seed,
+    )
+    recipe = Recipe(size=16, rotation=config.rotation_weight > 0)
+    preprocessing = preprocessing_of(network.backbone, 16)
+    place = place or World()
+    options = {"recipe": recipe, "preprocessing": preprocessing, "device": CPU, "place": place, "job": Job()}
+    return Trainer(config, network, training, **options)
+
+
+def taken(made, steps):
+    for _ in range(steps):
+        made.take()
+    return made
+
+
+def weights(made):
+    return {name: value.clone() for name, value in made.pack()[0].items()}
+
+
+def assert_same(first, second):
+    ours, theirs = first.pack(), second.pack()
+    assert ours[1] == theirs[1]
+    assert ours[0].keys() == theirs[0].keys()
+    for name, value in ours[0].items():
+        assert torch.equal(value, theirs[0][name]), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dropout": 0.3, "rotation_weight": 0.5, "label_smoothing": 0.1},
+        {"ema": 0.9, "accumulate": 2, "schedule": "step", "decay_epochs": 1, "warmup_epochs": 1},
+        {"optimizer": "adamw", "precision": "bfloat16", "lr": 1e-3},
+    ],
+    ids=["plain", "regularised", "averaged", "adamw"],
+)
+@pytest.mark.parametrize("cut", [1, 5, 7])
+def test_resuming_is_no_interruption(changes, cut):
+    config = replace(CONFIG, **changes)
+    whole, first = taken(trainer(config), 9), taken(trainer(config), cut)
+    first.consider(0.3, 0.1, "pooled")
+    whole.progress = replace(whole.progress, **{key: getattr(first.progress, key) for key in BEST})
+    second = trainer(config)
+    second.unpack(*first.pack())
+    assert_same(taken(second, 9 - cut), whole)
+
+
+BEST = ("best", "best_epoch", "best_layer", "best_accuracy", "best_half_width")
+
+
+def test_it_learns_and_an_epoch_is_every_image_once():
+    made = trainer(replace(CONFIG, epochs=20))
+    losses = [taken(made, made.steps_of_epoch).line()["loss"] for _ in range(12)]
+    assert losses[-1] < 0.6 * losses[0]
+    assert sorted(made.order(3).tolist()) == list(range(40))
+    assert made.order(3).tolist() != made.order(4).tolist()
+    shares = [made._share(2, 0)[1] for _ in range(1)]
+    assert shares[0].tolist() == made.order(0)[16:24].tolist()
+
+
+def test_images_from_disk_are_those_in_memory():
+    def decode(blocks):
+        for block in blocks:
+            yield Decoded(PIXELS[[int(name) for name in block]].numpy(), {})
+
+    disk = Labelled(FromDisk([str(number) for number in range(40)], decode, CPU), LABELS, tuple("abcde"))
+    assert_same(taken(trainer(training=disk), 6), taken(trainer(), 6))
+
+
+def test_an_unreadable_image_that_is_decoded_anew_is_an_error():
+    def decode(blocks):
+        for block in blocks:
+            yield Decoded(np.zeros((len(block), 18, 18, 3), np.uint8), {0: "truncated"})
+
+    disk = Labelled(FromDisk([str(number) for number in range(40)], decode, CPU), LABELS, tuple("abcde"))
+    with pytest.raises(DataError, match=r"truncated.*--cache memory"):
+        taken(trainer(training=disk), 1)
+
+
+def test_without_batch_norm_in_the_way_parts_are_the_whole_batch():
+    """Batch norm sees a part at a time; with its averages fixed, accumulated parts give the same gradient."""
+    whole, parts = (trainer(replace(CONFIG, accumulate=count)) for count in (1, 4))
+    for made in (whole, parts):
+        made.network.train = partial(torch.nn.Module.train, made.network, False)
+        taken(made, 3)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, weights(parts)[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_dropout_of_a_rank_is_its_part_of_the_whole():
+    values = torch.ones(6, 4, 5, 5)
+
+    def dropped(rank, size):
+        layer = SharedDropout(0.5)
+        layer.rank, layer.size = rank, size
+        torch.manual_seed(1)
+        return layer(values[: 6 // size])
+
+    whole = dropped(0, 1)
+    assert torch.equal(torch.cat([dropped(rank, 3) for rank in range(3)]), whole)
+    assert {0.0, 2.0} == set(whole.unique().tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 10, "accumulate": 4}, "multiple of --accumulate 4"),
+        ({"batch_size": 64}, "there are 40 images"),
+        ({"optimizer": "unheard-of"}, "timm cannot make it"),
+        ({"backbone": "wrn11_1"}, "Unknown backbone"),
+    ],
+)
+def test_options_that_do_not_go_together(changes, said):
+    with pytest.raises(UsageError, match=said):
+        trainer(replace(CONFIG, **changes))
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    made = taken(trainer(), 2)
+    before = weights(made)
+    made._loss = lambda logits, labels: logits.sum() * torch.nan
+    with pytest.raises(Diverged, match=r"step 2 \(epoch 1\)"):
+        made.take()
+    trained = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(before[name], weights(made)[name]) for name in trained)
+
+
+def test_out_of_memory_says_what_helps():
+    made = trainer()
+
+    def fail(images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    made._forward = fail
+    with pytest.raises(LeokitError, match=r"Out of memory on cpu at batch size 8.*--accumulate 2"):
+        made.take()
+
+
+def test_few_shot_accuracy_by_layers():
+    made = trainer()
+    found = made.few_shot(TRAINING, ("group3.block1", "group3.block1.relu", "pooled"))
+    assert list(found) == ["group3.block1", "group3.block1.relu", "pooled"]
+    assert list(found["pooled"]) == ["1shot", "2shot", "5shot"]
+    assert found["pooled"]["2shot"] == found["group3.block1.relu"]["2shot"]  # of the last block they are one
+    assert found["group3.block1"]["5shot"][0] > 0.5  # tones are told apart before any training
+
+
+def test_the_average_is_what_is_measured():
+    made = taken(trainer(replace(CONFIG, ema=0.5)), 4)
+    ours = made.evaluated().classifier.weight
+    assert not torch.equal(ours, made.network.classifier.weight)
+    made.consider(0.5, 0.1, "pooled")
+    assert torch.equal(made.progress.best["stem.weight"], made.average.module.backbone.stem.weight)
+    assert not made.consider(0.5, 0.1, "pooled")
