@@ -125,9 +125,10 @@ class Trainer:
         if place.size > 1:
             devices = [device] if device.type == "cuda" else None
             # Batch norm's averages are the same on all ranks without being sent around; newer torch has another name.
-            options = signature(nn.parallel.DistributedDataParallel).parameters
-            buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-            self._forward = nn.parallel.DistributedDataParallel(self._forward, device_ids=devices, **{buffers: False})
+            wrap: Any = nn.parallel.DistributedDataParallel
+            known = signature(wrap).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            self._forward = wrap(self._forward, device_ids=devices, **{buffers: False})
         self._batches: Iterator[Tensor] | None = None
         self._bad = torch.zeros((), device=device)
         self._known = (-1, np.empty(0, np.int64))  # an epoch and its order
