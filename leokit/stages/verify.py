@@ -251,7 +251,26 @@ def _demo_faults(folder: Path, found: Manifest, damaged: Collection[str], step: 
             yield f"{MANIFEST}: says {found.facts[what]} {what}, but there are {there}"
 
 
+def _backbone_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterator[str]:
+    """What is wrong with the contents of a backbone: weights that its model does not take, or that are not finite."""
+    from leokit.backbones import load_pretrained, pretrained  # torch and timm, which checking features does without
+    from leokit.runs import load_parameters
+
+    if pretrained.WEIGHTS in damaged:
+        return
+    for name, value in load_parameters(folder / pretrained.WEIGHTS).items():
+        if not value.isfinite().all():
+            yield f"{pretrained.WEIGHTS}: {name} has values that are not finite"
+    if not damaged:
+        dim = load_pretrained(folder).dim
+        if dim != found.facts["dim"]:
+            yield f"{MANIFEST}: says {found.facts['dim']} features, and the backbone gives {dim}"
+
+
 _CHECKS: dict[str, Check] = {
+    "leokit/backbone@1": _backbone_faults,
     "leokit/features@1": _features_faults,
     "leokit/run@1": _run_faults,
     "leokit/eval@1": _eval_faults,

@@ -42,15 +42,21 @@ def test_quickstart_ends_with_a_table_and_restarts_at_once(tmp_path):
     assert second.stderr.count("Already done") == 10  # images, features, four runs and their tests
 
 
-def test_the_papers_protocol(tmp_path):
+PRETRAIN = "--backbone wrn10_1 --image-size 16 --epochs 1 --val-every 1 --val-episodes 10 --val-queries 5 --workers 0"
+
+
+@pytest.mark.parametrize(("setting", "seen"), [("bundled", 20), ("laptop", 0)])
+def test_the_papers_protocol(tmp_path, setting, seen):
     rng = np.random.default_rng(0)
     for name in miniimagenet_classes():
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(20):
             pixels = rng.integers(0, 256, (24, 24, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.jpg")
-    done = bash("miniimagenet.sh", "images", folder=tmp_path, SIZE="32", STEPS="10", EPISODES="20", QUERIES="all")
-    assert "has seen 20 of the 20 test classes" in " ".join(done.stdout.split())
+    size = {"SIZE": "32", "STEPS": "10", "OWN_STEPS": "10", "EPISODES": "20", "QUERIES": "all"}
+    chosen = {"SETTING": setting, "LEOKIT_VAL_EPISODES": "20"} | ({"PRETRAIN": PRETRAIN} if seen == 0 else {})
+    done = bash("miniimagenet.sh", "images", folder=tmp_path, **size, **chosen)
+    assert f"has seen {seen} of the 20 test classes" in " ".join(done.stdout.split())
 
 
 def learnable_store(folder):
