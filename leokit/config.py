@@ -74,6 +74,7 @@ COMMANDS = (  # the tables that a config file may have
     "splits-check",
     "bench-extract",
     "bench-read",
+    "bench-pretrain",
     "bench-meta-train",
     "bench-eval",
 )
@@ -508,6 +509,20 @@ class TableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchPretrainConfig:
+    """Options of `leokit bench pretrain`."""
+
+    backbone: Annotated[str, Doc("As pretrain takes it.")] = PretrainConfig.backbone
+    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    batch_size: Annotated[int, Ge(2), Doc("Images of a step.")] = 64
+    dropout: Annotated[float, Ge(0), Lt(1), Doc("As pretrain takes it.")] = 0.0
+    precision: Precision = "float32"
+    compile: Annotated[bool, Doc("Compile the model.")] = False
+    seconds: Annotated[float, Gt(0), Doc("How long to measure.")] = 20.0
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchMetaTrainConfig:
     """Options of `leokit bench meta-train`."""
 
@@ -552,6 +567,7 @@ StageConfig = TypeVar(
     MetaTrainConfig,
     EvalConfig,
     TableConfig,
+    BenchPretrainConfig,
     BenchMetaTrainConfig,
     BenchEvalConfig,
 )

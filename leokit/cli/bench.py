@@ -1,4 +1,4 @@
-"""`leokit bench`: extract, read, meta-train and eval."""
+"""`leokit bench`: extract, read, pretrain, meta-train and eval."""
 
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +8,13 @@ import typer
 from leokit.cli.extract import share_cores
 from leokit.cli.options import add_command
 from leokit.cli.render import Output, TableData
-from leokit.config import BenchEvalConfig, BenchExtractConfig, BenchMetaTrainConfig, BenchReadConfig
+from leokit.config import (
+    BenchEvalConfig,
+    BenchExtractConfig,
+    BenchMetaTrainConfig,
+    BenchPretrainConfig,
+    BenchReadConfig,
+)
 
 app = typer.Typer(help="Measure how fast things are, and how near to what the machine allows.", no_args_is_help=True)
 
@@ -58,6 +64,26 @@ def read(config: BenchReadConfig, output: Output) -> None:
     output.result({**asdict(speed), "share": speed.share}, [TableData("Reading", ["", "GB/s"], rows)], sentences)
 
 
+def pretrain(config: BenchPretrainConfig, output: Output) -> None:
+    """Measure pre-training on made-up images, and what it reaches of the rate of a large matrix product.
+
+    Example: leokit bench pretrain --backbone wrn16_4 --image-size 64
+    """
+    from leokit.stages import bench_learning
+
+    if output.dry_run:
+        output.result(asdict(config), [], [f"Would measure for about {1.25 * config.seconds:.0f} s."])
+        return
+    speed = bench_learning.run_pretrain(config)
+    sentence = (
+        f"{speed['operations'] / 1e9:.3g} GFLOP an image: {100 * speed['share_of_limit']:.0f} % of the "
+        f"{speed['operations_per_second'] / 1e9:.0f} GFLOP/s of a large {config.precision} matrix product on "
+        f"{speed['device']}; peak memory {speed['peak_memory_mb']:.0f} MB."
+    )
+    rows = [[config.backbone, f"{speed['images_per_second']:.1f}"]]
+    output.result(speed, [TableData("Pre-training", ["", "images/s"], rows)], [sentence])
+
+
 def meta_train(config: BenchMetaTrainConfig, output: Output) -> None:
     """Measure meta-training against the obvious twin, one episode at a time with autograd, taking turns.
 
@@ -99,5 +125,6 @@ def _learning(config: Any, output: Output, unit: str, run: Any) -> None:
 
 add_command(app, "extract", BenchExtractConfig, extract, table="bench-extract")
 add_command(app, "read", BenchReadConfig, read, table="bench-read")
+add_command(app, "pretrain", BenchPretrainConfig, pretrain, table="bench-pretrain")
 add_command(app, "meta-train", BenchMetaTrainConfig, meta_train, table="bench-meta-train")
 add_command(app, "eval", BenchEvalConfig, eval, table="bench-eval")

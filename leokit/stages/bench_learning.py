@@ -1,4 +1,4 @@
-"""`leokit bench meta-train` and `leokit bench eval`: the fast core against the obvious twin, in one process and run.
+"""`leokit bench pretrain`, `meta-train` and `eval`: the last two against the obvious twin, in one process and run.
 
 Both do the same work on the same draws and take turns, so that the ratio holds on a machine whose speed drifts. The
 arithmetic limit is the number of operations of the matrix products, counted from their shapes, over the rate of large
@@ -18,14 +18,29 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from leokit.config import BenchEvalConfig, BenchMetaTrainConfig, MetaTrainConfig, build, nearest_preset, read_preset
+from leokit.backbones import preprocessing_of
+from leokit.backbones.training import new_network
+from leokit.config import (
+    BenchEvalConfig,
+    BenchMetaTrainConfig,
+    BenchPretrainConfig,
+    MetaTrainConfig,
+    PretrainConfig,
+    build,
+    nearest_preset,
+    read_preset,
+)
 from leokit.devices import resolve_device
+from leokit.distributed import Job, World
 from leokit.engine import training
+from leokit.engine.pixels import InMemory
+from leokit.engine.pretraining import Labelled, Trainer
 from leokit.engine.scoring import score
 from leokit.engine.state import State, new_state
 from leokit.engine.steps import Steps, make_steps
 from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count
 from leokit.features import FeatureTable
+from leokit.images.augmentation import Recipe
 from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
 from leokit.leo.learners import make_learner, penalties
 
@@ -54,7 +69,9 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
         twin_steps.take(twin)
 
     rates = _in_turns(take, take_twin, rounds=config.rounds, seconds=config.seconds, device=device)
-    return _result(rates, take, config.rounds, device, unit="steps")
+    # A graph that is replayed shows no operations: they are counted on steps without.
+    plain, state = make_steps(replace(trained, cuda_graph=False), features), new_state(trained, config.dim, device)
+    return _result(rates, lambda: plain.take(state), config.rounds, device, unit="steps")
 
 
 def run_eval(config: BenchEvalConfig) -> dict[str, Any]:
@@ -208,9 +225,71 @@ def _result(
     }
 
 
-def matrix_product_rate(device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations a second of a large float32 matrix product here, the best of several."""
-    left, right = torch.randn(2, size, size, device=device)
+def run_pretrain(config: BenchPretrainConfig) -> dict[str, Any]:
+    """Images a second of pre-training on made-up images, beside what the operations of the model allow.
+
+    Returns:
+        `images_per_second`, `operations` of an image (its products of matrices and convolutions, forward and backward),
+        `operations_per_second` of large matrix products in the same precision, `share_of_limit`, `peak_memory_mb`.
+    """
+    device = resolve_device(config.device)
+    classes, images = 64, max(512, 2 * config.batch_size)
+    trained = build(
+        PretrainConfig,
+        {
+            "images": "none",
+            "backbone": config.backbone,
+            "image_size": config.image_size,
+            "batch_size": config.batch_size,
+            "precision": config.precision,
+            "compile": config.compile,
+            "dropout": config.dropout,
+            "epochs": 10_000,
+        },
+    )
+    network = new_network(
+        config.backbone, classes, image_size=config.image_size, dropout=config.dropout, rotation=False, seed=0
+    )
+    preprocessing = preprocessing_of(network.backbone, config.image_size)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (images, preprocessing.resized, preprocessing.resized, 3), np.uint8)
+    held = InMemory(torch.from_numpy(pixels).to(device))
+    labels = rng.integers(0, classes, images)
+    trainer = Trainer(
+        trained,
+        network,
+        Labelled(held, labels, tuple(map(str, range(classes)))),
+        recipe=Recipe(size=preprocessing.image_size),
+        preprocessing=preprocessing,
+        device=device,
+        place=World(),
+        job=Job(),
+    )
+    trainer.take()
+    batch = torch.zeros(config.batch_size, 3, preprocessing.image_size, preprocessing.image_size, device=device)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        trainer.network(batch)[0].sum().backward()
+    operations = counter.get_total_flops() / config.batch_size
+    _rate(trainer.take, config.seconds / 4, device)
+    rate = config.batch_size * _rate(trainer.take, config.seconds, device)
+    limit = matrix_product_rate(device, precision=config.precision)
+    return {
+        "images_per_second": rate,
+        "operations": operations,
+        "operations_per_second": limit,
+        "share_of_limit": rate * operations / limit,
+        "peak_memory_mb": _peak_memory_mb(),
+        "peak_device_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+
+
+def matrix_product_rate(device: torch.device, precision: str = "float32") -> float:
+    """Floating-point operations a second of a large matrix product here, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = torch.randn(2, size, size, device=device).to(getattr(torch, precision))
     best = 0.0
     for _ in range(5):
         _synchronise(device)

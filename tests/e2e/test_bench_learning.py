@@ -1,4 +1,4 @@
-"""`leokit bench meta-train` and `leokit bench eval`, at a tiny size."""
+"""`leokit bench pretrain`, `meta-train` and `eval`, at a tiny size."""
 
 import json
 from dataclasses import replace
@@ -35,3 +35,24 @@ def test_both_sides_of_the_benchmark_do_the_same_work():
             side.take(state)
     for name, value in states[0].parameters.items():
         torch.testing.assert_close(value, states[1].parameters[name], atol=1e-9, rtol=1e-7)
+
+
+def test_the_benchmark_of_pre_training(leokit):
+    size = ("--backbone", "wrn10_1", "--image-size", 16, "--batch-size", 8, "--seconds", 0.1)
+    result = json.loads(leokit("bench", "pretrain", *size, "--json").stdout)
+    assert result["images_per_second"] > 0
+    assert 0 < result["share_of_limit"] < 1
+    # Forward and backward: three products for each multiplication and addition, but for the first layer's input.
+    forward = 2 * sum(
+        inputs * outputs * kernel**2 * side**2
+        for inputs, outputs, kernel, side in [
+            (3, 16, 3, 16),
+            *[(16, 16, 3, 8), (16, 16, 3, 8), (16, 16, 1, 8)],
+            *[(16, 32, 3, 4), (32, 32, 3, 4), (16, 32, 1, 4)],
+            *[(32, 64, 3, 2), (64, 64, 3, 2), (32, 64, 1, 2)],
+            (64, 64, 1, 1),
+        ]
+    )
+    first = 2 * 3 * 16 * 9 * 16**2
+    assert result["operations"] == 3 * forward - first
+    assert "GFLOP an image" in leokit("bench", "pretrain", *size).stdout
