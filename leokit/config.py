@@ -444,6 +444,9 @@ class MetaTrainConfig:
         Doc("A loss or gradient that is no number: stop, or decay the weights as DeepMind's code."),
     ] = "stop"
     dtype: Annotated[Literal["float32", "float64"], Doc("Type of the computation.")] = "float32"
+    hold_as: Annotated[
+        Literal["float16"] | None, Doc("Hold unit features in half the memory of the device (default: as --dtype).")
+    ] = None
     cuda_graph: CudaGraph = True
     seed: Seed = 0
     device: Device = "auto"
@@ -533,6 +536,7 @@ class BenchMetaTrainConfig:
     meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
     rounds: Annotated[int, Ge(1), Doc("Turns that each of the two takes.")] = 5
     seconds: Annotated[float, Gt(0), Doc("Length of a turn.")] = 3.0
+    compile: Annotated[bool, Doc("Compile the loss of a step; takes most of a minute first.")] = False
     cuda_graph: CudaGraph = True
     device: Device = "auto"
 
@@ -731,12 +735,14 @@ def fixed_steps(config: MetaTrainConfig) -> int:
     return DEFAULT_STEPS
 
 
-def check_steps(config: MetaTrainConfig) -> None:
-    """Check that the options which say how long to train go together.
+def check_together(config: MetaTrainConfig) -> None:
+    """Check options that must go together: those which say how long to train, and the variant with its sampling.
 
     Raises:
-        UsageError: two of them say it, or none can.
+        UsageError: two of them contradict each other, or none says how long.
     """
+    if config.variant == "random-prior" and not config.sampling:
+        raise UsageError("--variant random-prior with --no-sampling: its codes are draws; leave one of them out.")
     if config.steps_from is None:
         fixed_steps(config)
     elif config.steps is not None:

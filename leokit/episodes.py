@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from leokit import randomness
+from leokit.config import MetaTrainConfig
 from leokit.errors import DataError, UsageError
 from leokit.features import FeatureTable
 
@@ -40,20 +41,28 @@ class FeatureMatrix:
     """The features of a split on a device: unit rows, sorted by class.
 
     Attributes:
-        rows: (n, D), each divided by its L2 norm, as LEO takes them (DeepMind's code, data.py).
+        rows: (n, D), each divided by its L2 norm, as LEO takes them (DeepMind's code, data.py), as they are held;
+            `take` gives them in `dtype`.
+        dtype: of the computation.
         classes: names of the classes, in order.
         offsets: (C+1,) int64; class c has the rows from `offsets[c]` to `offsets[c + 1]`.
     """
 
     def __init__(
-        self, table: FeatureTable, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        table: FeatureTable,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        held: torch.dtype | None = None,
     ) -> None:
-        """Normalise a table's rows, in `dtype`, on `device`.
+        """Normalise a table's rows, in `dtype`, on `device`, and hold them as `held` (default: as `dtype`).
 
         Raises:
             DataError: a feature is not finite.
         """
-        rows = torch.empty(table.embeddings.shape, device=device, dtype=dtype)
+        rows = torch.empty(table.embeddings.shape, device=device, dtype=held or dtype)
+        self.dtype = dtype
         for start in range(0, len(rows), _NORMALISED_ROWS):
             block = torch.tensor(table.embeddings[start : start + _NORMALISED_ROWS], device=device, dtype=dtype)
             # As tf.nn.l2_normalize: a row of zeros stays zero.
@@ -73,8 +82,19 @@ class FeatureMatrix:
     def centred(self, mean: Tensor) -> "FeatureMatrix":
         """The same classes with rows moved by -`mean` (D,) and normalised again."""
         moved = copy.copy(self)
-        moved.rows = normalize(self.rows - mean.to(self.rows), dim=1)
+        moved.rows = torch.empty_like(self.rows)
+        for start in range(0, len(self.rows), _NORMALISED_ROWS):
+            block = slice(start, start + _NORMALISED_ROWS)
+            moved.rows[block] = normalize(self.take(block) - mean.to(self.rows.device, self.dtype), dim=1)
         return moved
+
+    def take(self, chosen: Tensor | slice) -> Tensor:
+        """Rows by number (...) or a span of them, as (..., D) of type `dtype`."""
+        return self.rows[chosen].to(self.dtype)
+
+    def mean(self) -> Tensor:
+        """Mean (D,) of all rows."""
+        return self.rows.mean(0, dtype=self.dtype)
 
     @property
     def dim(self) -> int:
@@ -85,6 +105,15 @@ class FeatureMatrix:
     def counts(self) -> Tensor:
         """(C,) int64, images of each class."""
         return self.offsets.diff()
+
+
+Types = tuple[torch.dtype, torch.dtype | None]
+
+
+def types_of(config: MetaTrainConfig) -> Types:
+    """The types that a run's features are computed with and held as: `dtype` and `held` of `FeatureMatrix`."""
+    held: torch.dtype | None = getattr(torch, config.hold_as) if config.hold_as else None
+    return getattr(torch, config.dtype), held
 
 
 class EpisodeSampler:
@@ -172,9 +201,16 @@ def query_count(queries: str, shots: int) -> int | None:
 
 
 def require_enough(
-    classes: Sequence[str], counts: NDArray[np.int64], *, split: str, ways: int, shots: int, queries: int | None
+    classes: Sequence[str],
+    counts: NDArray[np.int64],
+    *,
+    split: str,
+    ways: int,
+    shots: int,
+    queries: int | None,
+    options: str = "--shots or --queries",
 ) -> None:
-    """Check that every episode of the given size can be made.
+    """Check that every episode of the given size can be made; `options` are those that would make it smaller.
 
     Raises:
         DataError: too few classes, or a class with too few images, named with its count.
@@ -188,7 +224,7 @@ def require_enough(
         others = f" ({len(short) - 1} more classes have too few)" if len(short) > 1 else ""
         raise DataError(
             f"Class {classes[first]!r} of the {split} split has {counts[first]} images, but {shots} shots + "
-            f"{needed - shots} queries need {needed}{others}: lower --shots or --queries, or leave the class out."
+            f"{needed - shots} queries need {needed}{others}: lower {options}, or leave the class out."
         )
     if max(counts) >= 2**_POSITION_BITS:
         raise DataError(f"A class has {max(counts)} images; at most {2**_POSITION_BITS - 1} are supported.")

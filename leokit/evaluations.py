@@ -175,6 +175,6 @@ def trained_in_words(summary: dict[str, Any]) -> str:
     """A warning where a run is tested on classes that it was trained on, else which further ones it had, else ''."""
     splits, tested = summary["run"]["meta_trained_on"], summary["split"]
     name = summary["run"]["variant"]
-    if tested in splits:
+    if tested in splits and summary["run"].get("on_its_own_features", True):
         return f"Warning: {name} was trained on the {tested} classes that it is tested on here: no few-shot result."
     return f"{name} was trained on {'+'.join(splits)}: no weights were selected on val." if len(splits) > 1 else ""

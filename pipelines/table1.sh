@@ -20,6 +20,7 @@ SEEDS=${SEEDS:-0 1 2}            # the paper: five
 STEPS=${STEPS:-100000}           # at most
 VAL_EVERY=${VAL_EVERY:-1000}
 PATIENCE=${PATIENCE:-20}         # validations without a better one, after which training stops
+OWN_STEPS=${OWN_STEPS:-}         # of anchored, at most; steps, patience and validations are otherwise its preset's
 EPISODES=${EPISODES:-10000}      # DeepMind's code: 10,000; the paper: 50,000
 QUERIES=${QUERIES:-rest600}      # all 600 - K other images of a class; `all` where classes have other numbers of images
 METHODS=${METHODS:-class-mean,centred-class-mean,ridge,logistic}
@@ -32,14 +33,16 @@ for variant in $VARIANTS; do
         for seed in $SEEDS; do
             preset=$DATASET-${shots}shot
             [ "$variant" = anchored ] && preset=own-images
-            options=(--variant "$variant" --preset "$preset" --shots "$shots" --seed "$seed" --val-every "$VAL_EVERY")
+            options=(--variant "$variant" --preset "$preset" --shots "$shots" --seed "$seed")
+            long=(--steps "$STEPS" --patience "$PATIENCE")
+            if [ "$variant" = anchored ]; then long=(${OWN_STEPS:+--steps "$OWN_STEPS"}); else options+=(--val-every "$VAL_EVERY"); fi
             run=$WORK/runs/$variant-5way-${shots}shot
             [ "$seed" = 0 ] || run+=-seed$seed
-            leokit meta-train "${options[@]}" --steps "$STEPS" --patience "$PATIENCE"
+            leokit meta-train "${options[@]}" "${long[@]}"
             runs+=("$run")
             best=$(leokit inspect "$run" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["facts"]["best_step"])')
             if [ "$best" = 0 ]; then
-                echo "$run was best before its first step: there is nothing to train on train+val." >&2
+                echo "$run was best before its first step: it is left out of the rows of train+val." >&2
             else
                 leokit meta-train "${options[@]}" --train-on-val --steps-from "$run"
                 runs+=("$run-trainval")

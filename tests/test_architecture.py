@@ -26,6 +26,7 @@ FLOORS = [
     ("leokit.leo", 1),
     ("leokit.baselines", 1),
     ("leokit.metrics", 1),
+    ("leokit.calibration", 1),
     ("leokit.randomness", 1),
     ("leokit.devices", 1),
     ("leokit.distributed", 1),

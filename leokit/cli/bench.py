@@ -120,6 +120,9 @@ def _learning(config: Any, output: Output, unit: str, run: Any) -> None:
         f"{speed['operations_per_second'] / 1e9:.0f} GFLOP/s of a large matrix product on {speed['device']} with "
         f"{speed['threads']} threads; peak memory {speed['peak_memory_mb']:.0f} MB.",
     ]
+    if "milliseconds" in speed:
+        parts = ", ".join(f"{name} {value:.1f}" for name, value in speed["milliseconds"].items())
+        sentences.append(f"Milliseconds: {parts}; {speed['operator_calls']} calls of torch's operators a step.")
     output.result(speed, [TableData("Speed", ["", f"{unit}/s"], rows)], sentences)
 
 

@@ -27,6 +27,7 @@ def command(config: EvalConfig, output: Output) -> None:
     configs = [replace(config, run=run, runs=()) for run in config.runs] or [config]
     shared = evaluate.Shared()
     plans = [evaluate.dry_run(one, shared) for one in configs]  # all are checked before the first begins
+    _refuse_one_place_for_two(plans)
     if output.dry_run:
         tables = [
             TableData("Would test", ["", ""], [[key, str(value)] for key, value in plan.items()], numeric=False)
@@ -41,6 +42,22 @@ def command(config: EvalConfig, output: Output) -> None:
     _report(done, output, several=bool(config.runs))
 
 
+def _refuse_one_place_for_two(plans: list[dict[str, Any]]) -> None:
+    """Refuse runs whose evaluations would go to one folder, as they do by the run's name.
+
+    Raises:
+        UsageError: naming them.
+    """
+    taken: dict[str, str] = {}
+    for plan in plans:
+        other = taken.setdefault(plan["out"], plan["run"])
+        if other != plan["run"]:
+            raise UsageError(
+                f"The evaluations of {other} and {plan['run']} would both go to {plan['out']}: test them one by one, "
+                "with --out."
+            )
+
+
 def _report(done: "Sequence[Evaluation]", output: Output, *, several: bool) -> None:
     from leokit.evaluations import group_by_seed
 
@@ -53,7 +70,10 @@ def _report(done: "Sequence[Evaluation]", output: Output, *, several: bool) -> N
         tables.append(_group_table([entry for entry in summaries if len(entry["seeds"]) == count], count))
     if repeated:
         tables.append(_seed_table([entry for group in repeated for entry in group.evaluations]))
-    data = [{"out": str(entry.folder), "id": entry.id, **entry.summary} for entry in done]
+    data = [
+        {"out": str(entry.folder), "id": entry.id, **entry.summary, "episodes_per_second": _rates(entry)}
+        for entry in done
+    ]
     result = {"evaluations": data, "groups": summaries} if several else data[0]
     output.result(result, tables, list(dict.fromkeys(_sentences(done, repeated=bool(repeated)))))
 
@@ -85,9 +105,16 @@ def _table(evaluations: "Sequence[Evaluation]") -> TableData:
         label = entry.folder.name if unclear else setting
         for name, accuracy in entry.summary["accuracy"].items():
             cell = _difference(entry.summary["difference"], name)
-            rows.append([label, own if name == entry.variant else name, percent(**accuracy), cell])
+            rate = f"{_rates(entry)[name]:.0f}"
+            rows.append([label, own if name == entry.variant else name, percent(**accuracy), cell, rate])
             label = ""
-    return TableData(_title(evaluations[0].summary), ["", "method", "accuracy", "run - method"], rows)
+    return TableData(_title(evaluations[0].summary), ["", "method", "accuracy", "run - method", "episodes/s"], rows)
+
+
+def _rates(entry: "Evaluation") -> dict[str, float]:
+    """Episodes a second of each method, when it was tested."""
+    rates: dict[str, float] = entry.manifest.info["episodes_per_second"]
+    return rates
 
 
 def _group_table(groups: Sequence[dict[str, Any]], seeds: int) -> TableData:

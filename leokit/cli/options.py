@@ -104,10 +104,20 @@ def layered(
             shots = build(MetaTrainConfig, values).shots
             preset = nearest_preset(shots)
             note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
-        values = {**read_preset(str(preset)), **values, "preset": preset}
+        values = {**_of_preset(str(preset), values), **values, "preset": preset}
         if not values.get("steps_from") and not values.get("train_on_val"):
             values.setdefault("steps", DEFAULT_STEPS)
     return build(kind, values)
+
+
+def _of_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset, without its steps and patience where what was given says how long to train."""
+    values = read_preset(name)
+    if given.get("steps_from"):
+        values.pop("steps", None)
+    if given.get("train_on_val"):
+        values.pop("patience", None)
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -52,7 +52,7 @@ def score(
     blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
     tasks = (delayed(_score_block)(features, sampler, classifiers, numbers, shots, queries) for numbers in blocks)
     threads = workers if workers and features.rows.device.type == "cpu" else 1
-    with nullcontext() if workers is None else _one_thread():
+    with nullcontext() if workers is None else one_thread():
         done = _in_parallel(tasks, "threading", threads, blocks, batch_size)
         return _gathered(done, blocks, on_progress)
 
@@ -87,7 +87,7 @@ def score_fits(
             known = {name: lambda support, _, weights=weights: torch.from_numpy(weights).to(support)}
             yield _score_block(features, sampler, known, numbers, shots, queries)
 
-    with _one_thread():
+    with one_thread():
         return _gathered(finished(), blocks, on_progress)
 
 
@@ -117,7 +117,7 @@ def _gathered(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """For a time, let each operation of torch on the CPU use one thread, in whichever thread it is called."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def block_size(ways: int, shots: int, queries: int | None, dim: int) -> int:
 
 
 def _support(features: FeatureMatrix, sampler: EpisodeSampler, numbers: range, shots: int) -> NDArray[Any]:
-    rows: NDArray[Any] = features.rows[sampler.draw(numbers, shots=shots, queries=1).support].cpu().numpy()
+    rows: NDArray[Any] = features.take(sampler.draw(numbers, shots=shots, queries=1).support).cpu().numpy()
     return rows
 
 
@@ -153,11 +153,11 @@ def _score_block(
     queries: int | None,
 ) -> dict[str, Tensor]:
     rows = sampler.draw(numbers, shots=shots, queries=queries or 1)
-    support = features.rows[rows.support]
+    support = features.take(rows.support)
     weights = {name: classifier(support, numbers) for name, classifier in classifiers.items()}
     if queries is None:
         return {name: _accuracy_on_others(features, rows, value) for name, value in weights.items()}
-    images = features.rows[rows.query]
+    images = features.take(rows.query)
     return {name: _accuracy(predict(value, images)) for name, value in weights.items()}
 
 
@@ -177,7 +177,7 @@ def _accuracy_on_others(features: FeatureMatrix, rows: Rows, weights: Tensor) ->
     for number in torch.unique(rows.classes).tolist():
         start, stop = features.offsets[number : number + 2].tolist()
         episode, label = (rows.classes == number).nonzero(as_tuple=True)  # (M,) episodes that hold the class
-        logits = features.rows[start:stop] @ weights[episode].flatten(0, 1).T  # (n, M·N)
+        logits = features.take(slice(start, stop)) @ weights[episode].flatten(0, 1).T  # (n, M·N)
         right = torch.unflatten(logits, 1, (-1, ways)).argmax(-1) == label  # (n, M)
         right.scatter_(0, rows.support[episode, label].T - start, False)
         result[episode.cpu(), label.cpu()] = right.sum(0).cpu().double() / (stop - start - rows.support.shape[-1])

@@ -26,6 +26,7 @@ class State:
     best_accuracy: float = -1.0
     best_half_width: float = 0.0
     best_is_fallback: bool = False  # a plain method, no step of training, was the best
+    best_is_centred: bool = True  # on centred features, where the run centres them
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))  # since the last report
 
 
@@ -63,6 +64,7 @@ def pack(state: State) -> tuple[Tensors, dict[str, Any]]:
         "best_accuracy": state.best_accuracy,
         "best_half_width": state.best_half_width,
         "best_is_fallback": state.best_is_fallback,
+        "best_is_centred": state.best_is_centred,
         "sums": state.sums.tolist(),
     }
     return tensors, record
@@ -85,5 +87,6 @@ def unpack(tensors: Tensors, record: dict[str, Any], config: MetaTrainConfig, de
     state.best_accuracy = record["best_accuracy"]
     state.best_half_width = record["best_half_width"]
     state.best_is_fallback = record["best_is_fallback"]
+    state.best_is_centred = record["best_is_centred"]
     state.sums = torch.tensor(record["sums"], dtype=torch.float64)
     return state

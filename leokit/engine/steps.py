@@ -65,7 +65,7 @@ class Steps:
         if not math.isfinite(sums_of_squares([terms, *gradients]).sum().item()):
             gradients = self._not_finite(state, terms[0], gradients)
         self._descend(state, gradients)
-        state.sums += terms.double()
+        state.sums += terms.cpu().double()
         state.step += 1
 
     def check(self, state: State) -> None:
@@ -87,7 +87,7 @@ class Steps:
         rows = self._rows(step // EPISODE_BLOCK)
         first = step % EPISODE_BLOCK * batch
         chosen = slice(first, first + batch)
-        return self.features.rows[rows.support[chosen]], self.features.rows[rows.query[chosen]]
+        return self.features.take(rows.support[chosen]), self.features.take(rows.query[chosen])
 
     def _draw_rows(self, block: int) -> Rows:
         count = EPISODE_BLOCK * self.config.meta_batch
@@ -186,17 +186,18 @@ class DeviceSteps(Steps):
             raise self._diverged(state.step)
 
     def _captured(self, state: State) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):  # records; nothing is computed
-            self._body(state)
+        with torch.cuda.device(self.next.device):  # which need not be the first
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):  # records; nothing is computed
+                self._body(state)
         return graph
 
     def _body(self, state: State) -> None:
         config = self.config
         numbers = self.next * config.meta_batch + torch.arange(config.meta_batch, device=self.next.device)
         rows = self.sampler.draw(numbers, shots=config.shots, queries=config.queries)
-        support, query = self.features.rows[rows.support], self.features.rows[rows.query]
+        support, query = self.features.take(rows.support), self.features.take(rows.query)
         draws = self.learner.draws(self.next, range(config.meta_batch), support)
         terms, gradients = self._gradients(state, Inputs(support, query, draws))
         if config.on_nan == "decay":

@@ -1,6 +1,7 @@
 """Meta-train a model: the outer loop of Algorithm 1, with validation, resuming and early stopping by best weights."""
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,7 @@ def train(
     training: FeatureMatrix,
     validation: FeatureMatrix | None,
     *,
+    uncentred: FeatureMatrix | None = None,
     keep: Callable[[State], None],
     report: Callable[[dict[str, Any]], None],
     on_step: Callable[[int, str], None] = lambda step, text: None,
@@ -43,6 +45,7 @@ def train(
         state: where to go on from.
         training: features of the meta-train classes.
         validation: features of the meta-val classes; with None nothing is selected and the last weights are the best.
+        uncentred: the same as they were before centring, on which the fallback is a candidate too.
         keep: saves a state; called after each validation and before stopping early.
         report: takes a line of metrics.
         on_step: called with the number of steps taken and a line on how it goes.
@@ -57,7 +60,7 @@ def train(
     steps, wanted = make_steps(config, training), fixed_steps(config)
     text = ""
     if state.step == 0 and state.best_accuracy < 0:  # not yet validated
-        _validate(config, state, validation, report)
+        _validate(config, state, validation, report, uncentred)
         keep(state)
     while not _is_over(config, state, wanted):
         try:
@@ -71,7 +74,7 @@ def train(
             raise
         if state.step % REPORT_EVERY == 0:
             means = dict(zip(TERMS, (state.sums / REPORT_EVERY).tolist(), strict=True))
-            report({"step": state.step, **means, **steps.watch(state)})
+            report(_finite({"step": state.step, **means, **steps.watch(state)}))
             state.sums.zero_()
         if state.step % config.val_every == 0:
             _validate(config, state, validation, report)
@@ -98,6 +101,18 @@ def out_of_patience(config: MetaTrainConfig, state: State) -> bool:
     return config.patience is not None and (state.step - state.best_step) // config.val_every >= config.patience
 
 
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """A line with None for numbers that are none, as --on-nan decay may leave: JSON has no word for them."""
+    return {
+        key: _finite(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and not isfinite(value)
+        else value
+        for key, value in line.items()
+    }
+
+
 def _is_over(config: MetaTrainConfig, state: State, steps: int) -> bool:
     return state.step >= steps or out_of_patience(config, state)
 
@@ -119,31 +134,38 @@ def _loss_text(state: State) -> str:
 
 
 def _validate(
-    config: MetaTrainConfig, state: State, features: FeatureMatrix | None, report: Callable[[dict[str, Any]], None]
+    config: MetaTrainConfig,
+    state: State,
+    features: FeatureMatrix | None,
+    report: Callable[[dict[str, Any]], None],
+    uncentred: FeatureMatrix | None = None,
 ) -> None:
     """Measure accuracy on the fixed meta-val episodes, if any, and keep the parameters if they are the best so far."""
     if features is None:
         return
     learner = make_learner(config, features.dim)
-    candidates = {"val": state.parameters}
     fallback = learner.fallback(state.parameters) if state.step == 0 else None
+    candidates: list[tuple[str, Tensors, FeatureMatrix]] = []
     if fallback is not None:
-        candidates = {"fallback": fallback, **candidates}
-    # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
-    scores = score(
-        features,
-        EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="selection"),
-        {name: classifier(learner, tensors) for name, tensors in candidates.items()},
-        shots=config.shots,
-        queries=config.val_queries,
-        episodes=config.val_episodes,
-    )
+        candidates.append(("fallback", fallback, features))
+        if uncentred is not None:
+            candidates.append(("uncentred_fallback", fallback, uncentred))
+    candidates.append(("val", state.parameters, features))
     line: dict[str, Any] = {"step": state.step}
-    for name, accuracies in scores.items():
-        accuracy, half_width = mean_interval(accuracies)
+    for name, tensors, matrix in candidates:
+        # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
+        scores = score(
+            matrix,
+            EpisodeSampler(matrix.offsets, ways=config.ways, seed=0, purpose="selection"),
+            {name: classifier(learner, tensors)},
+            shots=config.shots,
+            queries=config.val_queries,
+            episodes=config.val_episodes,
+        )
+        accuracy, half_width = mean_interval(scores[name])
         line |= {f"{name}_accuracy": accuracy, f"{name}_half_width": half_width}
         if accuracy > state.best_accuracy:
             state.best_step, state.best_accuracy, state.best_half_width = state.step, accuracy, half_width
-            state.best_is_fallback = name == "fallback"
-            state.best = {key: value.detach().clone() for key, value in candidates[name].items()}
+            state.best_is_fallback, state.best_is_centred = name != "val", matrix is features
+            state.best = {key: value.detach().clone() for key, value in tensors.items()}
     report(line)

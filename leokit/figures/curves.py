@@ -95,7 +95,8 @@ def _draw_accuracies(axes: "Axes", trained: Lines, lines: Lines, ways: int) -> N
     best = best_validation(lines)
     for line in lines:
         if "fallback_accuracy" in line:
-            _draw_fallback(axes, line, kept=best is not None and line["fallback_accuracy"] >= best[1])
+            plain = max(("fallback", "uncentred_fallback"), key=lambda name: line.get(f"{name}_accuracy", -1.0))
+            _draw_fallback(axes, line, plain, kept=best is not None and line[f"{plain}_accuracy"] >= best[1])
     if best:
         step, share = best[0], 100 * best[1]
         text = f"best of training on meta-val: {share:.1f} % at step {step:,}"
@@ -103,9 +104,9 @@ def _draw_accuracies(axes: "Axes", trained: Lines, lines: Lines, ways: int) -> N
     legend(axes)
 
 
-def _draw_fallback(axes: "Axes", line: Mapping[str, Any], *, kept: bool) -> None:
+def _draw_fallback(axes: "Axes", line: Mapping[str, Any], name: str, *, kept: bool) -> None:
     """The accuracy of the class means alone, the run's other candidate, across the panel."""
-    share, half_width = 100 * line["fallback_accuracy"], 100 * line["fallback_half_width"]
+    share, half_width = 100 * line[f"{name}_accuracy"], 100 * line[f"{name}_half_width"]
     text = f"class means alone on meta-val: {share:.1f} %" + (", kept" if kept else "")
     axes.axhspan(share - half_width, share + half_width, color=GREEN, alpha=0.15, lw=0)
     axes.axhline(share, color=GREEN, ls="-.", label=text)

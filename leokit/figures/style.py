@@ -40,10 +40,14 @@ def plot(
     x: str = "step",
 ) -> None:
     """A number of each line over another one; what is not finite leaves a gap, a single point shows as one."""
-    points = [(line[x], line[key] * scale if isfinite(line[key]) else float("nan")) for line in lines]
+    points = [(line[x], line[key] * scale if _is_number(line[key]) else float("nan")) for line in lines]
     if points:
         marker = marker or ("o" if len(points) == 1 else "")
         axes.plot(*zip(*points, strict=True), color=colour, label=label, ls=style, marker=marker, ms=3.5)
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and isfinite(value)
 
 
 def band(axes: "Axes", lines: Lines, key: str, half_width: str, colour: str, x: str = "step") -> None:

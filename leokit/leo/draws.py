@@ -1,4 +1,4 @@
-"""The noise and dropout masks of meta-training: a function of (seed, step, task)."""
+"""The noise and masks of meta-training, by (seed, step, task), and noise of posterior samples, by (seed, episode)."""
 
 from dataclasses import dataclass
 
@@ -80,6 +80,36 @@ def meta_training_draws(
     named = dict(zip(("codes", "weights"), _split(normals.to(dtype), noise), strict=False))
     named |= dict(zip(("encoder_mask", "support_masks", "query_mask"), _split(masks.to(dtype), mask), strict=False))
     return Draws(**named)
+
+
+def posterior_draws(
+    shapes: DrawShapes, *, seed: int, episodes: range, samples: int, dtype: torch.dtype = torch.float32
+) -> Draws:
+    """The noise of samples from the posterior: one code for each class and sample, and no dropout.
+
+    Each sample of each episode has its own stream, so that blocks of episodes, or more samples, change none.
+
+    Args:
+        shapes: sizes of an episode; shots and queries do not count.
+        seed: of the samples.
+        episodes: their numbers, B of them.
+        samples: S.
+        dtype: of the result.
+
+    Returns:
+        Draws with codes (S, B, N, 1, Z) and weights (S, B, T+1, N, 1, D).
+    """
+    codes = (shapes.ways, 1, shapes.num_latents)
+    weights = (shapes.inner_steps + 1, shapes.ways, 1, shapes.dim)
+    words = -(-_count([codes, weights]) // 4) * 2
+    normals = np.empty((samples, len(episodes), 2 * words), np.float32)
+    for sample in range(samples):
+        for place, episode in enumerate(episodes):
+            bits = randomness.words(words, seed, "posterior", episode, sample)
+            randomness.normals(bits.view(np.int32), normals[sample, place])
+    flat = torch.from_numpy(normals).view(samples * len(episodes), -1).to(dtype)
+    lead = (samples, len(episodes))
+    return Draws(*(piece.view(*lead, *piece.shape[1:]) for piece in _split(flat, [codes, weights])))
 
 
 def _on_cpu(

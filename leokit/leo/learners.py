@@ -26,7 +26,7 @@ from leokit import randomness
 from leokit.config import MetaTrainConfig
 from leokit.errors import UsageError
 from leokit.leo.adaptation import Draws, Method, adapt, masked, predict, support_steps
-from leokit.leo.draws import DrawShapes, meta_training_draws
+from leokit.leo.draws import DrawShapes, meta_training_draws, posterior_draws
 from leokit.leo.loops import WeightLoop
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss, score
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
@@ -54,6 +54,10 @@ class Learner(Protocol):
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
         """The classifiers (B, N, D) of evaluation, from support (B, N, K, D) of the episodes of these numbers."""
+        ...
+
+    def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
+        """Classifiers (S, B, N, D) from samples of codes and weights, each adapted; arguments as of `weights`."""
         ...
 
     def fallback(self, tensors: Tensors) -> Tensors | None:
@@ -101,6 +105,20 @@ class LatentLearner:
         parameters, anchor = split_anchor(tensors)
         draws = None if self.method.encoded else Draws(codes=self._prior_codes(support, numbers))
         return adapt(parameters, support, self.method, draws, anchor).weights
+
+    def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
+        """See `Learner`.
+
+        Raises:
+            UsageError: a variant that was not trained with samples.
+        """
+        if not (self.method.sampled and self.method.encoded):
+            raise UsageError(f"{self.config.variant}: it was trained without samples, so it has none to draw.")
+        parameters, anchor = split_anchor(tensors)
+        shapes = _shapes(self.config, self.dim, self.method, ways=support.shape[-3])
+        draws = posterior_draws(shapes, seed=self.config.seed, episodes=numbers, samples=samples, dtype=torch.float32)
+        moved = Draws(*(None if value is None else value.to(support) for value in draws))
+        return adapt(parameters, support, self.method, moved, anchor).weights
 
     def _prior_codes(self, support: Tensor, numbers: range) -> Tensor:
         """Codes (B, N, 1, Z) drawn by (seed, number of the episode)."""
@@ -175,6 +193,14 @@ class MetaSGD:
             raise UsageError(f"--ways {support.shape[-3]}: a meta-sgd run is tested at its own {trained} ways only.")
         return self._adapt(tensors, support, Draws())
 
+    def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
+        """See `Learner`.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("meta-sgd: it has no codes, so it has no samples to draw.")
+
     def _adapt(self, tensors: Tensors, support: Tensor, draws: Draws) -> Tensor:
         images, _ = support_steps(support, None, draws, self._steps, support.shape[:-3])
         start = tensors["start"].expand(*support.shape[:-3], -1, -1)
@@ -197,23 +223,22 @@ def penalties(config: MetaTrainConfig) -> Penalties:
 
 
 def _draws(config: MetaTrainConfig, dim: int, method: Method, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
-    shapes = DrawShapes(
-        config.ways,
-        config.shots,
-        config.queries,
-        dim,
-        config.num_latents,
-        method.inner_steps,
-        method.finetuning_steps,
-    )
-    return meta_training_draws(
-        shapes,
+    draws = meta_training_draws(
+        _shapes(config, dim, method, ways=config.ways),
         seed=config.seed,
         step=step,
         tasks=tasks,
         dropout=config.dropout,
         sampled=method.sampled,
         dtype=like.dtype,
+    )
+    # Those that were made on the CPU may be for another device.
+    return Draws(*(None if value is None else value.to(like.device) for value in draws))
+
+
+def _shapes(config: MetaTrainConfig, dim: int, method: Method, *, ways: int) -> DrawShapes:
+    return DrawShapes(
+        ways, config.shots, config.queries, dim, config.num_latents, method.inner_steps, method.finetuning_steps
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from leokit.backbones import preprocessing_of
@@ -52,11 +53,12 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
 
     Returns:
         `steps_per_second`, `twin_steps_per_second`, `ratio` (median over rounds), `operations` of a step,
-        `operations_per_second` of large matrix products, `share_of_limit`, `peak_memory_mb`.
+        `operations_per_second` of large matrix products, `share_of_limit`, `peak_memory_mb`; `milliseconds` of the
+        parts of a step, and its `operator_calls`.
     """
     device = resolve_device(config.device)
     trained = _config(config.shots, config.ways, config.queries, config.meta_batch)
-    trained = replace(trained, cuda_graph=config.cuda_graph)
+    trained = replace(trained, cuda_graph=config.cuda_graph, compile=config.compile)
     features = made_up_features(CLASSES, 600, config.dim, device)
     ours, twin = new_state(trained, config.dim, device), new_state(trained, config.dim, device)
     steps = make_steps(trained, features)
@@ -71,7 +73,48 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
     rates = _in_turns(take, take_twin, rounds=config.rounds, seconds=config.seconds, device=device)
     # A graph that is replayed shows no operations: they are counted on steps without.
     plain, state = make_steps(replace(trained, cuda_graph=False), features), new_state(trained, config.dim, device)
-    return _result(rates, lambda: plain.take(state), config.rounds, device, unit="steps")
+    found = _result(rates, lambda: plain.take(state), config.rounds, device, unit="steps")
+    return {**found, "milliseconds": _parts(trained, features, device), "operator_calls": _calls(plain, state)}
+
+
+def _parts(config: MetaTrainConfig, features: FeatureMatrix, device: torch.device, count: int = 20) -> dict[str, float]:
+    """Milliseconds of the parts of a step, one after the other."""
+    steps, state = Steps(config, features), new_state(config, features.dim, device)
+    inputs = steps.inputs(0)
+    _, gradients = steps._gradients(state, inputs)
+    work: dict[str, Callable[[], object]] = {
+        "episodes and draws": lambda: steps.inputs(0),
+        "loss": lambda: steps.learner.loss(state.parameters, *inputs),
+        "loss and gradients": lambda: steps._gradients(state, inputs),
+        "clipping and Adam": lambda: steps._descend(state, gradients),
+    }
+    found = {}
+    for name, part in work.items():
+        _synchronise(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            part()
+        _synchronise(device)
+        found[name] = 1000 * (time.perf_counter() - started) / count
+    return found
+
+
+def _calls(steps: Steps, state: State) -> int:
+    """Calls of torch's operators in a step."""
+
+    mode: Any = TorchDispatchMode  # whose types say less than they should
+
+    class Counter(mode):  # type: ignore[misc]
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            self.calls += 1
+            return function(*arguments, **(options or {}))
+
+    with Counter() as counter:
+        steps.take(state)
+    calls: int = counter.calls
+    return calls
 
 
 def run_eval(config: BenchEvalConfig) -> dict[str, Any]:
@@ -92,8 +135,11 @@ def run_eval(config: BenchEvalConfig) -> dict[str, Any]:
     def ours(episodes: int = config.episodes) -> None:
         score(features, sampler, {"leo": method}, shots=config.shots, queries=queries, episodes=episodes)
 
+    # The twin takes gradients by codes, for which the graph must begin somewhere: at the encoder alone.
+    plain = {**tensors, "encoder": tensors["encoder"].clone().requires_grad_()}
+
     def twin() -> None:
-        _twin_evaluation(trained, features, sampler, state.parameters, config.shots, queries or 600 - config.shots)
+        _twin_evaluation(trained, features, sampler, plain, config.shots, queries or 600 - config.shots)
 
     rates = _in_turns(ours, twin, rounds=config.rounds, seconds=config.seconds, device=device)
     rates = [(fast * config.episodes, slow) for fast, slow in rates]

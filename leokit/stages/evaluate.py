@@ -17,7 +17,8 @@ from leokit.config import EvalConfig, MetaTrainConfig, default_workers, identity
 from leokit.devices import resolve_device
 from leokit.engine.scoring import Classifier, Fit, score, score_fits
 from leokit.engine.training import classifier
-from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count, require_enough
+from leokit.episodes import EpisodeSampler, FeatureMatrix, Types, query_count, require_enough, types_of
+from leokit.errors import UsageError
 from leokit.evaluations import EPISODES, SCHEMA, SUMMARY, Evaluation, open_evaluation
 from leokit.features import FeatureStore
 from leokit.leo.learners import make_learner
@@ -62,33 +63,33 @@ class Shared:
             self._stores[folder] = FeatureStore.open(folder)
         return self._stores[folder]
 
-    def matrix(self, store: FeatureStore, split: str, device: torch.device, dtype: torch.dtype) -> FeatureMatrix:
+    def matrix(self, store: FeatureStore, split: str, device: torch.device, types: Types) -> FeatureMatrix:
         """The features of a split in the device's memory."""
-        key = (store.id, split, device, dtype)
+        key = (store.id, split, device, types)
         if key not in self._matrices:
-            self._matrices[key] = FeatureMatrix(store.load(split), device=device, dtype=dtype)
+            self._matrices[key] = FeatureMatrix(store.load(split), device=device, dtype=types[0], held=types[1])
         return self._matrices[key]
 
-    def centred(self, store: FeatureStore, split: str, device: torch.device, dtype: torch.dtype) -> FeatureMatrix:
+    def centred(self, store: FeatureStore, split: str, device: torch.device, types: Types) -> FeatureMatrix:
         """The same, centred on the mean of the train split's unit rows (CL2N; Wang et al. 2019, SimpleShot)."""
-        key = (store.id, split, device, dtype, CENTRED)
+        key = (store.id, split, device, types, CENTRED)
         if key not in self._matrices:
-            mean = FeatureMatrix(store.load("train"), device=device, dtype=dtype).rows.mean(0)
-            self._matrices[key] = self.matrix(store, split, device, dtype).centred(mean)
+            mean = FeatureMatrix(store.load("train"), device=device, dtype=types[0], held=types[1]).mean()
+            self._matrices[key] = self.matrix(store, split, device, types).centred(mean)
         return self._matrices[key]
 
     def baseline(self, test: "_Test", name: str, on_progress: Report | None) -> _Scores:
         """What a baseline makes of the episodes of a test."""
         config = test.config
         size = (config.split, config.ways, config.shots, test.queries, config.episodes, config.seed)
-        key = (name, test.store.id, test.device, test.dtype, *size)
+        key = (name, test.store.id, test.device, test.types, *size)
         if key not in self._baselines:
             self._baselines[key] = _timed(test, self._features(test, name), name, on_progress)
         return self._baselines[key]
 
     def _features(self, test: "_Test", name: str) -> FeatureMatrix:
         load = self.centred if name == CENTRED else self.matrix
-        return load(test.store, test.config.split, test.device, test.dtype)
+        return load(test.store, test.config.split, test.device, test.types)
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class _Test:
     folder: Path
 
     @property
-    def dtype(self) -> torch.dtype:
-        found: torch.dtype = getattr(torch, self.trained.config.dtype)
-        return found
+    def types(self) -> Types:
+        """What features are computed with, and held as."""
+        return types_of(self.trained.config)
 
 
 def default_run(config: EvalConfig) -> Path:
@@ -200,6 +201,10 @@ def _open(config: EvalConfig, shared: Shared) -> _Test:
     check_same_backbone(trained, store)
     queries = _check(config, store)
     read_methods(config.methods)
+    if trained.config.variant == "meta-sgd" and config.ways != trained.config.ways:
+        raise UsageError(
+            f"--ways {config.ways}: {trained.folder} is a meta-sgd run, tested at its own {trained.config.ways} only."
+        )
     folder = config.out or config.work / "eval" / _name(config, trained)
     return _Test(config, trained, store, device, queries, folder)
 
@@ -231,7 +236,7 @@ def _score(test: _Test, shared: Shared, on_progress: Report | None) -> dict[str,
         if number:
             scores[name] = shared.baseline(test, name, report)
         else:
-            matrix = shared.matrix(test.store, test.config.split, test.device, test.dtype)
+            matrix = shared.matrix(test.store, test.config.split, test.device, test.types)
             centre = test.trained.centre
             scores[name] = _timed(test, matrix if centre is None else matrix.centred(centre), None, report)
     return scores
@@ -303,6 +308,7 @@ def _summary(test: _Test, accuracies: dict[str, NDArray[np.float64]]) -> dict[st
             if name != variant
         },
         "run": {
+            "on_its_own_features": trained.manifest.inputs["features"].id == store.id,
             **{key: getattr(trained.config, key) for key in ("variant", "ways", "shots", "seed")},
             **{
                 key: trained.facts[key]
@@ -318,15 +324,3 @@ def _summary(test: _Test, accuracies: dict[str, NDArray[np.float64]]) -> dict[st
 
 def _plain(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "half_width": interval.half_width}
-
-
-def _trained_in_words(split: str, trained: Run, store: FeatureStore) -> str:
-    """That the run was meta-trained on the split of the test, as a sentence for the user."""
-    features = trained.manifest.inputs["features"].id
-    splits = " and ".join(trained.facts["meta_trained_on"])
-    if features == store.id:
-        return f"The run was meta-trained on {splits}: on {split} it is tested on classes that are not new to it."
-    return (
-        f"The run was meta-trained on {splits} of other features ({features[:12]}): whether classes of this {split} "
-        "split are new to it is not recorded."
-    )

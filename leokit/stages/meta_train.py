@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from leokit import manifest
 from leokit.config import (
     MetaTrainConfig,
-    check_steps,
+    check_together,
     fixed_steps,
     identity,
     run_name,
@@ -28,8 +29,8 @@ from leokit.engine import training
 from leokit.engine.events import clear_events, event_files, event_writer, require_tensorboard
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.state import State, new_state, pack, unpack
-from leokit.episodes import FeatureMatrix, require_enough
-from leokit.errors import Interrupted
+from leokit.episodes import FeatureMatrix, require_enough, types_of
+from leokit.errors import ArtifactError, Interrupted
 from leokit.features import FeatureStore
 from leokit.figures.curves import draw_curves
 from leokit.provenance import information
@@ -89,7 +90,7 @@ def run(
     if config.tensorboard:
         require_tensorboard()
     device = resolve_device(config.device)
-    check_steps(config)
+    check_together(config)
     store = _open_features(config)
     seen = classes_seen(store.facts["trained_on"], store.classes("val"))
     if seen and not isinstance(store.facts["trained_on"], str) and not config.train_on_val:
@@ -109,19 +110,23 @@ def run(
         if not config.resume:
             _forget(folder)
         (folder / CONFIG).write_text(to_toml(identified), encoding="utf-8")
-        dtype = getattr(torch, config.dtype)
-        matrix = FeatureMatrix(store.load(*training_splits(config)), device=device, dtype=dtype)
-        validation = None if config.train_on_val else FeatureMatrix(store.load("val"), device=device, dtype=dtype)
-        centre = matrix.rows.mean(0) if config.centring else None
+        dtype, held = types_of(config)
+        make = partial(FeatureMatrix, device=device, dtype=dtype, held=held)
+        matrix = make(store.load(*training_splits(config)))
+        validation = None if config.train_on_val else make(store.load("val"))
+        centre = matrix.mean() if config.centring else None
+        uncentred = validation
         if centre is not None:
             matrix, validation = matrix.centred(centre), validation and validation.centred(centre)
         state = _start(config, folder, store.dim, device)
         first = state.step
         if first:
             _say(on_message, f"Going on from step {first}.")
-        if not _train(config, folder, state, matrix, validation, on_progress):
+        plain = None if centre is None else uncentred
+        if not _train(config, folder, state, matrix, validation, plain, on_progress):
             raise Interrupted(f"Stopped at step {state.step} of {config.steps}: the same command goes on from there.")
-        save_parameters(folder / WEIGHTS, state.best | ({} if centre is None else {CENTRE: centre}))
+        centred = centre is not None and state.best_is_centred
+        save_parameters(folder / WEIGHTS, state.best | ({CENTRE: centre} if centre is not None and centred else {}))
         manifest.finish(
             folder,
             SCHEMA,
@@ -197,6 +202,7 @@ def _train(
     state: State,
     matrix: FeatureMatrix,
     validation: FeatureMatrix | None,
+    uncentred: FeatureMatrix | None,
     on_progress: Progress | None,
 ) -> bool:
     with _log(config, folder) as report, stop_requests() as stop_requested:
@@ -210,6 +216,7 @@ def _train(
             state,
             matrix,
             validation,
+            uncentred=uncentred,
             keep=lambda current: save_state(folder / STATE, *pack(current)),
             report=report,
             on_step=on_step,
@@ -270,6 +277,7 @@ def _facts(config: MetaTrainConfig, store: FeatureStore, state: State) -> dict[s
         "stopped_early": state.step < fixed_steps(config),
         "best_step": state.best_step,
         "best_is_fallback": state.best_is_fallback,
+        "centred": config.centring and state.best_is_centred,
         "val_accuracy": state.best_accuracy if measured else None,
         "val_half_width": state.best_half_width if measured else None,
     }
@@ -279,7 +287,7 @@ def dry_run(config: MetaTrainConfig) -> dict[str, Any]:
     """What `run` would do, after the same checks: where, from what, how large."""
     if config.tensorboard:
         require_tensorboard()
-    check_steps(config)
+    check_together(config)
     store = _open_features(config)
     config, inputs = _resolved(config, store)
     steps = fixed_steps(config)
@@ -298,10 +306,10 @@ def dry_run(config: MetaTrainConfig) -> dict[str, Any]:
 def _open_features(config: MetaTrainConfig) -> FeatureStore:
     """The features to train on, with enough classes and images for every episode."""
     store = FeatureStore.open(config.features or config.work / "features")
-    wanted = [(training_splits(config), config.queries)]
+    wanted = [(training_splits(config), config.queries, "--shots or --queries")]
     if not config.train_on_val:
-        wanted.append((("val",), config.val_queries))
-    for splits, queries in wanted:
+        wanted.append((("val",), config.val_queries, "--shots or --val-queries"))
+    for splits, queries, options in wanted:
         require_enough(
             [name for split in splits for name in store.classes(split)],
             np.concatenate([store.counts(split) for split in splits]),
@@ -309,6 +317,7 @@ def _open_features(config: MetaTrainConfig) -> FeatureStore:
             ways=config.ways,
             shots=config.shots,
             queries=queries,
+            options=options,
         )
     return store
 
@@ -320,5 +329,11 @@ def _resolved(config: MetaTrainConfig, store: FeatureStore) -> tuple[MetaTrainCo
         return replace(config, steps=fixed_steps(config)), inputs
     earlier = open_run(config.steps_from)
     check_same_backbone(earlier, store)
+    if earlier.manifest.inputs["features"].id != store.id:
+        raise ArtifactError(
+            f"--steps-from {earlier.folder} ({earlier.id[:12]}): that run was trained on other features "
+            f"({earlier.manifest.inputs['features'].id[:12]}) than {store.folder} ({store.id[:12]}), so its best step "
+            "says nothing here. Name a run on these, or give --steps."
+        )
     inputs["steps_from"] = manifest.Input(earlier.id, str(earlier.folder))
     return replace(config, steps=steps_of_best(earlier, config)), inputs

@@ -120,6 +120,7 @@ def plan(config: PretrainConfig) -> Plan:
             ways=config.val_ways,
             shots=config.val_shots,
             queries=config.val_queries,
+            options="--val-shots or --val-queries",
         )
     listed = [[image, tree.size(image)] for part in (training, held_out, val) for image, _ in part]
     images_id = manifest.hash_text(manifest.canonical_json(listed))

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -163,7 +164,7 @@ def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: C
 
     config = build(MetaTrainConfig, found.config)
     if runs.WEIGHTS not in damaged:
-        yield from _weights_faults(folder / runs.WEIGHTS, found.facts["dim"], config)
+        yield from _weights_faults(folder / runs.WEIGHTS, found.facts, config)
     if runs.STATE in found.files and runs.STATE not in damaged:
         try:
             runs.load_state(folder / runs.STATE)
@@ -178,7 +179,8 @@ def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: C
             yield f"{runs.CONFIG}: is not the configuration of the manifest ({'; '.join(changes)})"
 
 
-def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[str]:
+def _weights_faults(path: Path, facts: Mapping[str, Any], config: MetaTrainConfig) -> Iterator[str]:
+    dim: int = facts["dim"]
     import torch
 
     from leokit.leo.learners import make_learner
@@ -190,7 +192,7 @@ def _weights_faults(path: Path, dim: int, config: MetaTrainConfig) -> Iterator[s
         yield f"{path.name}: {error}"
         return
     fitting = make_learner(config, dim).initial(getattr(torch, config.dtype))
-    if config.centring:
+    if facts.get("centred", config.centring):
         fitting[CENTRE] = torch.zeros(dim)
     for name in sorted({*tensors, *fitting}):
         if name not in tensors or name not in fitting:

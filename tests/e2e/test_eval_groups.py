@@ -198,3 +198,18 @@ def test_too_few_images_are_found_before_any_work(leokit, tmp_path, options, wor
     leokit(*TRAIN)
     assert words in leokit("eval", "--run", RUNS, *options, code=3).stderr
     assert not (tmp_path / "leokit-work/eval").exists()
+
+
+def test_runs_whose_evaluations_would_go_to_one_folder_are_refused(leokit, features, tmp_path):
+    for seed in (0, 1):
+        leokit(*TRAIN, "--seed", seed, "--out", f"seed{seed}/leo")
+    done = leokit("eval", "seed0/leo", "seed1/leo", "--overwrite", code=2)
+    assert "would both go to leokit-work/eval/leo" in done.stderr
+    assert not (tmp_path / "leokit-work/eval").exists()
+
+
+def test_a_meta_sgd_run_at_other_ways_is_refused_before_any_work(leokit, features, tmp_path):
+    leokit(*TRAIN, "--variant", "meta-sgd", "--out", "sgd")
+    leokit(*TRAIN, "--out", "leo")
+    assert "tested at its own 5 only" in leokit("eval", "leo", "sgd", "--ways", 3, code=2).stderr
+    assert not (tmp_path / "leokit-work/eval").exists()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from leokit.features import write_store
 from leokit.runs import open_run
 from tests.e2e.test_eval_groups import accuracies
 
@@ -19,14 +20,14 @@ def test_with_gate_zero_and_no_steps_it_is_the_class_mean_episode_by_episode(leo
     leokit(*TRAIN, *still, "--steps", 1, f"--{centring}")
     leokit(*TEST)
     folder = tmp_path / "leokit-work" / "eval" / "anchored-5way-1shot"
-    name = "centred-class-mean" if centring == "centring" else "class-mean"
+    name = "centred-class-mean" if open_run(tmp_path / RUN).facts["centred"] else "class-mean"
     assert np.array_equal(accuracies(folder, "anchored"), accuracies(folder, name))
 
 
 def test_the_centre_is_the_mean_of_what_was_trained_on_and_travels_with_the_weights(leokit, features, tmp_path):
-    leokit(*TRAIN, "--steps", 2)
+    leokit(*TRAIN, "--steps", 2, "--train-on-val", "--out", RUN)  # no selection that might drop the centre
     run = open_run(tmp_path / RUN)
-    rows = np.concatenate([features.load("train").embeddings]).astype(np.float64)
+    rows = features.load("train", "val").embeddings.astype(np.float64)
     expected = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(0)
     np.testing.assert_allclose(run.centre.numpy(), expected, atol=1e-6)
     assert set(run.parameters) == {
@@ -39,5 +40,38 @@ def test_the_centre_is_the_mean_of_what_was_trained_on_and_travels_with_the_weig
 def test_it_is_selected_against_the_class_means_and_never_below_them_on_val(leokit, features, tmp_path):
     leokit(*TRAIN, "--steps", 4, "--val-every", 2)
     lines = [json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()]
-    (fallback,) = [line["fallback_accuracy"] for line in lines if "fallback_accuracy" in line]
-    assert open_run(tmp_path / RUN).facts["val_accuracy"] >= fallback
+    (first,) = [line for line in lines if "fallback_accuracy" in line]
+    accuracy = open_run(tmp_path / RUN).facts["val_accuracy"]
+    assert accuracy >= max(first["fallback_accuracy"], first["uncentred_fallback_accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("origin", "better"), [((0.0, 0.0), "class-mean"), ((0.0, 3.0), "centred-class-mean")], ids=["harms", "helps"]
+)
+def test_of_centred_and_plain_class_means_the_better_on_val_are_kept(leokit, tmp_path, origin, better):
+    """Where the other classes lie around another origin than the training classes, their mean is no centre of these."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, (left, up) in (("train", (0.0, 3.0)), ("val", origin), ("test", origin)):
+        splits[split] = {}
+        for number in range(8):
+            rows = 1.2 * rng.normal(size=(20, 12)) + 0.9 * rng.normal(size=12)
+            rows[:, 0] += left
+            rows[:, 1] += up
+            splits[split][f"{split}{number}"] = ([f"{i:02}.png" for i in range(20)], rows.astype(np.float32))
+    write_store(tmp_path / "leokit-work/features", splits, dtype="float32")
+    still = ("--anchor-gate", 0, "--inner-steps", 0, "--finetuning-steps", 0, "--outer-lr", 1e-9)
+    leokit(*TRAIN, *still, "--steps", 1)
+    run = open_run(tmp_path / RUN)
+    line = json.loads((tmp_path / RUN / "metrics.jsonl").read_text().splitlines()[0])
+    found = {
+        "class-mean": line["uncentred_fallback_accuracy"],
+        "centred-class-mean": line["fallback_accuracy"],
+    }
+    assert max(found, key=found.get) == better, found
+    assert run.facts["val_accuracy"] == found[better]
+    assert run.facts["centred"] == (run.centre is not None) == (better == "centred-class-mean")
+    leokit("verify", RUN)
+    leokit(*TEST)
+    folder = tmp_path / "leokit-work" / "eval" / "anchored-5way-1shot"
+    assert np.array_equal(accuracies(folder, "anchored"), accuracies(folder, better))

@@ -106,6 +106,21 @@ def test_table_1_trains_on_val_after_selecting_on_it_and_restarts_at_once(tmp_pa
     assert "Conditional ours ×2" in " ".join(other.stdout.split())
 
 
+def test_table_1_of_our_variant_by_its_preset(tmp_path):
+    learnable_store(tmp_path / "features")
+    size = TINY | {"SEEDS": "0", "SHOTS": "1", "VARIANTS": "anchored", "OWN_STEPS": "400"}
+    done = bash("table1.sh", "features", folder=tmp_path, **size)
+    runs = tmp_path / "leokit-work/paper/runs"
+    configs = [
+        json.loads((runs / f"anchored-5way-1shot{end}" / "manifest.json").read_text())["config"]
+        for end in ("", "-trainval")
+    ]
+    assert [config["val_every"] for config in configs] == [200, 200]
+    assert [config["patience"] for config in configs] == [3, None]
+    assert configs[1]["steps"] in (200, 400)
+    assert "trained on train+val" in " ".join(done.stdout.split())
+
+
 def test_table_1_of_a_run_that_no_step_made_better(tmp_path):
     make_store(tmp_path / "features")
     size = TINY | {"SEEDS": "0", "SHOTS": "5", "VARIANTS": "anchored", "STEPS": "2", "LEOKIT_OUTER_LR": "1e-30"}

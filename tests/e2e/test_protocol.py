@@ -157,6 +157,7 @@ def test_steps_from_a_run_that_has_none_to_give_are_refused(leokit, features, tm
         (("--train-on-val", "--steps", 9, "--patience", 2), "--patience 2 waits for validations"),
         (("--steps", 9, "--steps-from", "run"), "give one of them"),
         (("--patience", 0), "patience = 0"),
+        (("--variant", "random-prior", "--no-sampling"), "its codes are draws"),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(leokit, features, tmp_path, options, words):

@@ -10,7 +10,7 @@ from leokit.config import (
     ExtractConfig,
     MetaTrainConfig,
     build,
-    check_steps,
+    check_together,
     fixed_steps,
     identity,
     nearest_preset,
@@ -95,10 +95,10 @@ def test_run_names():
 def test_the_number_of_steps_is_said_once():
     assert fixed_steps(MetaTrainConfig()) == 100_000
     assert fixed_steps(MetaTrainConfig(steps=7, train_on_val=True)) == 7
-    check_steps(MetaTrainConfig(steps_from=Path("run"), train_on_val=True))
+    check_together(MetaTrainConfig(steps_from=Path("run"), train_on_val=True))
     with pytest.raises(UsageError, match=r"--steps-from RUN.*or --steps N"):
         fixed_steps(MetaTrainConfig(train_on_val=True))
     with pytest.raises(UsageError, match="--steps 7 and --steps-from run"):
-        check_steps(MetaTrainConfig(steps=7, steps_from=Path("run")))
+        check_together(MetaTrainConfig(steps=7, steps_from=Path("run")))
     with pytest.raises(UsageError, match=r"--patience 3.*--train-on-val"):
-        check_steps(MetaTrainConfig(steps=7, patience=3, train_on_val=True))
+        check_together(MetaTrainConfig(steps=7, patience=3, train_on_val=True))

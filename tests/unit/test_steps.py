@@ -7,7 +7,7 @@ import torch
 
 from leokit.engine import training
 from leokit.engine.state import new_state
-from leokit.engine.steps import DeviceSteps, Diverged, Inputs, Steps, make_steps
+from leokit.engine.steps import DeviceSteps, Diverged, Steps, make_steps
 from leokit.episodes import FeatureMatrix
 from leokit.features import FeatureTable
 from tests.unit.test_training import CONFIG, CPU, TRAINING, VALIDATION, assert_same, fresh
@@ -129,22 +129,30 @@ def on_cuda():
 
 
 @pytest.mark.gpu
-def test_on_cuda_the_losses_are_those_of_the_cpu(on_cuda):
-    config = replace(CONFIG, shots=1)
+def test_on_cuda_the_losses_are_those_of_the_cpu(on_cuda, monkeypatch):
+    config = replace(CONFIG, shots=1, cuda_graph=False)
     ours, theirs = new_state(config, TRAINING.dim, CPU), new_state(config, TRAINING.dim, torch.device("cuda"))
-    single, device = Steps(config, TRAINING), Steps(config, on_cuda)
+    single, device = Steps(config, TRAINING), DeviceSteps(config, on_cuda)
+    assert_follows(single, device, ours, theirs, monkeypatch)
 
-    def fed(step):
-        support, query, draws = single._make(step)
-        moved = (None if value is None else value.cuda() for value in draws)
-        return Inputs(support.cuda(), query.cuda(), type(draws)(*moved))
 
-    device.inputs = fed
-    theirs.sums = theirs.sums.cuda()
+def test_a_device_fed_the_draws_of_the_cpu_follows_it(monkeypatch):
+    """The test for CUDA above, as far as a CPU can tell."""
+    config = replace(CONFIG, shots=1, cuda_graph=False)
+    assert_follows(Steps(config, TRAINING), DeviceSteps(config, TRAINING), fresh(config), fresh(config), monkeypatch)
+
+
+def assert_follows(single, device, ours, theirs, monkeypatch):
+    drawn = type(single.learner).draws
+    # The number of a step is a tensor on a device, for which other numbers would be drawn.
+    monkeypatch.setattr(
+        type(single.learner), "draws", lambda self, step, tasks, like: drawn(self, int(step), tasks, like)
+    )
     for _ in range(50):
         single.take(ours)
         device.take(theirs)
-        torch.testing.assert_close(theirs.sums.cpu(), ours.sums, rtol=1e-4, atol=1e-4)
+        device.check(theirs)
+        torch.testing.assert_close(theirs.sums, ours.sums, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -232,3 +232,20 @@ def test_a_first_signal_asks_and_a_second_one_acts():
 def test_metrics_are_json():
     _, lines, _ = take(CONFIG, fresh())
     assert json.loads(json.dumps(lines)) == lines
+
+
+def test_features_held_in_half_the_memory_are_rounded_and_nothing_else():
+    rng = np.random.default_rng(0)
+    table = FeatureTable(rng.normal(size=(9, 5)).astype(np.float32), ["a", "b"], np.array([0, 4, 9]))
+    whole, half = FeatureMatrix(table), FeatureMatrix(table, held=torch.float16)
+    assert half.rows.dtype == torch.float16
+    assert half.take(slice(2, 5)).dtype == torch.float32
+    assert torch.equal(half.take(torch.tensor([[1, 8]])), whole.rows.half().float()[torch.tensor([[1, 8]])])
+    ours, theirs = half.centred(half.mean()).take(slice(None)), whole.centred(whole.mean()).rows
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
+    config = replace(CONFIG, hold_as="float16")
+    state = new_state(config, TRAINING.dim, CPU)
+    halved = matrix()
+    halved.rows = halved.rows.half()
+    training.train(config, state, halved, VALIDATION, keep=lambda current: None, report=lambda line: None)
+    assert state.parameters["decoder"].dtype == torch.float32

@@ -1,0 +1,181 @@
+"""What methods predict for the queries of episodes, inside their classes and outside, in bounded memory.
+
+A predictive is a way from the support set to probabilities: one classifier; the mean over samples of classifiers; or
+the mean over several runs. All predictives see the same episodes, and the same queries from other classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leokit import randomness
+from leokit.calibration import Floats
+from leokit.engine.scoring import one_thread
+from leokit.episodes import EpisodeSampler, FeatureMatrix
+
+Classifiers = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers -> weights (S, B, N, D)
+_BLOCK_ELEMENTS = 2**20  # weights of a block, over samples, episodes and classes
+
+
+@dataclass(frozen=True)
+class Member:
+    """Features and classifiers on them: of one run, or of a baseline.
+
+    Attributes:
+        features: unit rows, centred where the run wants them so.
+        classifiers: from support images to one classifier or several samples of it.
+        samples: how many of them (S).
+    """
+
+    features: FeatureMatrix
+    classifiers: Classifiers
+    samples: int = 1
+
+
+class Predicted(NamedTuple):
+    """What a predictive says of queries of E episodes; N·Q inside ones and as many outside, or none."""
+
+    probabilities: Floats  # (E, N·Q, N), mean over samples and members
+    aleatoric: Floats  # (E, N·Q), mean entropy of theirs; equal to the entropy of the mean for a single one
+    outside: Floats  # (E, O, N)
+    outside_aleatoric: Floats  # (E, O)
+
+
+class Episodes(NamedTuple):
+    """Which episodes were predicted."""
+
+    classes: NDArray[np.int64]  # (E, N), numbers of the classes
+    labels: NDArray[np.int64]  # (N·Q,), places of the right classes of the inside queries
+    query_rows: NDArray[np.int64]  # (E, N·Q), rows of the feature matrix
+    outside_rows: NDArray[np.int64]  # (E, O)
+
+
+def predict_episodes(
+    predictives: Mapping[str, Sequence[Member]],
+    sampler: EpisodeSampler,
+    *,
+    shots: int,
+    queries: int,
+    episodes: int,
+    outside: bool,
+    noise: float = 0.0,
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Episodes, dict[str, Predicted]]:
+    """Predict the queries of episodes 0 … `episodes` - 1 by several predictives.
+
+    Args:
+        predictives: by name, the members whose predictions are averaged.
+        sampler: of episodes, over features of the same rows.
+        shots: K.
+        queries: Q.
+        episodes: E.
+        outside: whether to predict as many queries of other classes of the split, too.
+        noise: share of the support images whose classes are interchanged, see `mislabel`.
+        workers: threads that take a block of episodes each; a block is computed on one thread, whatever their number.
+        on_progress: called with the number of episodes done and wanted.
+    """
+    members = [member for of_one in predictives.values() for member in of_one]
+    size = max(1, _BLOCK_ELEMENTS // max(m.samples * sampler.ways * m.features.dim for m in members))
+    blocks = [range(start, min(start + size, episodes)) for start in range(0, episodes, size)]
+    options = (predictives, sampler, shots, queries, outside, noise)
+    parallel = Parallel(max(1, workers), backend="threading", batch_size=1, return_as="generator")
+    parts = []
+    with one_thread() if members[0].features.rows.device.type == "cpu" else nullcontext():
+        for numbers, part in zip(blocks, parallel(delayed(_block)(*options, n) for n in blocks), strict=True):
+            parts.append(part)
+            if on_progress:
+                on_progress(numbers.stop, episodes)
+    labels = np.repeat(np.arange(sampler.ways), queries)
+    chosen = [np.concatenate([part[0][index] for part in parts]) for index in range(3)]
+    whole = {
+        name: Predicted(*(np.concatenate(values) for values in zip(*(part[1][name] for part in parts), strict=True)))
+        for name in predictives
+    }
+    return Episodes(chosen[0], labels, chosen[1], chosen[2]), whole
+
+
+@torch.inference_mode()
+def _block(
+    predictives: Mapping[str, Sequence[Member]],
+    sampler: EpisodeSampler,
+    shots: int,
+    queries: int,
+    outside: bool,
+    noise: float,
+    numbers: range,
+) -> tuple[tuple[NDArray[np.int64], ...], dict[str, Predicted]]:
+    rows = sampler.draw(numbers, shots=shots, queries=queries)
+    support = mislabel(rows.support, noise, sampler.root, numbers) if noise else rows.support
+    inside = rows.query.flatten(1)  # (B, N·Q)
+    beyond = outside_rows(sampler, rows.classes, numbers, inside.shape[1]) if outside else inside[:, :0]
+    both = torch.cat([inside, beyond], 1)
+    found = {}
+    for name, members in predictives.items():
+        parts = [_probabilities(member, support, both, numbers) for member in members]  # each (S, B, M, N)
+        samples = torch.cat(parts)
+        mean = samples.mean(0)
+        aleatoric = torch.special.entr(samples).sum(-1).mean(0)
+        count = inside.shape[1]
+        pieces = (mean[:, :count], aleatoric[:, :count], mean[:, count:], aleatoric[:, count:])
+        found[name] = Predicted(*(piece.double().cpu().numpy() for piece in pieces))
+    return tuple(value.cpu().numpy() for value in (rows.classes, inside, beyond)), found
+
+
+def _probabilities(member: Member, support: Tensor, queries: Tensor, numbers: range) -> Tensor:
+    """(S, B, M, N) of queries (B, M), by rows."""
+    weights = member.classifiers(member.features.take(support), numbers)
+    weights = weights if weights.ndim == 4 else weights.unsqueeze(0)
+    samples, episodes, ways, dim = weights.shape
+    stacked = weights.transpose(0, 1).reshape(episodes, samples * ways, dim)
+    images = member.features.take(queries)
+    logits = torch.bmm(images, stacked.mT)  # (B, M, S·N): one product for all samples of an episode
+    return logits.view(episodes, -1, samples, ways).softmax(-1).permute(2, 0, 1, 3)
+
+
+def outside_rows(sampler: EpisodeSampler, classes: Tensor, numbers: range, count: int) -> Tensor:
+    """Rows (B, count) of images of classes that are not those of each episode (B, N), a function of its number.
+
+    A class is drawn evenly from the others, and an image evenly from the class.
+
+    Raises:
+        ValueError: there are no other classes.
+    """
+    device, total, ways = classes.device, len(sampler.counts), classes.shape[1]
+    if total <= ways:
+        raise ValueError(f"{total} classes leave none outside {ways}-way episodes")
+    root = randomness.keys(torch.tensor(sampler.root, device=device), torch.tensor(2**41, device=device))
+    keys = randomness.keys(root, torch.arange(numbers.start, numbers.stop, device=device)).unsqueeze(-1)
+    draws = randomness.keys(keys, torch.arange(2 * count, device=device)) & (2**62 - 1)  # (B, 2·count)
+    is_other = torch.ones(len(classes), total, dtype=torch.bool, device=device).scatter_(1, classes, False)
+    others = is_other.nonzero()[:, 1].view(len(classes), total - ways)
+    chosen = others.gather(1, draws[:, :count] % (total - ways))
+    return sampler.offsets[chosen] + draws[:, count:] % sampler.counts[chosen]
+
+
+def mislabel(support: Tensor, share: float, root: int, numbers: range) -> Tensor:
+    """Support rows (B, N, K) of which a share of all, rounded, stand under another class of the episode.
+
+    The images to move are drawn for each episode, and each takes the place of the next one of them: with two or more
+    most come under a class that is not theirs, and every class keeps its number of images.
+    """
+    episodes, ways, shots = support.shape
+    moved = round(share * ways * shots)
+    if moved < 2:
+        return support
+    device = support.device
+    key = randomness.keys(torch.tensor(root, device=device), torch.tensor(2**42, device=device))
+    keys = randomness.keys(key, torch.arange(numbers.start, numbers.stop, device=device)).unsqueeze(-1)
+    order = randomness.keys(keys, torch.arange(ways * shots, device=device)).argsort(1)[:, :moved]
+    places = order.sort(dim=1).values  # by class, so that the next one is mostly of another
+    flat = support.flatten(1)
+    step = max(1, moved // ways)
+    result = flat.clone().scatter_(1, places, flat.gather(1, places.roll(-step, 1)))
+    return result.view(episodes, ways, shots)
