@@ -119,6 +119,7 @@ class Trainer:
         self.average = None if config.ema is None else make_average(self.network, config.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.progress = Progress()
+        self.progress.sums = self.progress.sums.to(device)  # where nothing waits for them before a line is written
         self._labels = torch.from_numpy(training.labels).to(device)
         self._loss = make_loss(config.label_smoothing)
         self._forward: Any = torch.compile(self.network) if config.compile else self.network
@@ -192,7 +193,7 @@ class Trainer:
         sums = torch.zeros(3, device=self.device)
         for part in range(config.accumulate):
             chosen, numbers = self._share(progress.step, part)
-            pixels = next(self._batches)
+            pixels = next(self._batches).to(self.device, non_blocking=True)
             own = draws.rows(chosen)
             images = self._normalised(augmentation.augment(pixels, self.recipe, own))
             last = part == config.accumulate - 1
@@ -207,7 +208,7 @@ class Trainer:
         progress.step += 1
         if self.average is not None:
             self.average.update(self.network, step=progress.step)
-        progress.sums += torch.cat([sums / config.accumulate, norm.reshape(1)]).double().cpu()
+        progress.sums += torch.cat([sums / config.accumulate, norm.reshape(1)]).double()
 
     def _backward(self, images: Tensor, labels: Tensor, turns: NDArray[np.int64]) -> Tensor:
         """Add this part's gradient; its loss, and shares of classes and of turns that were guessed."""
@@ -289,7 +290,7 @@ class Trainer:
         made = []
         with torch.inference_mode(), self._autocast():
             for pixels in labelled.pixels.batches(chunks):
-                middle = augmentation.centre(pixels, self.recipe.size).permute(0, 3, 1, 2)
+                middle = augmentation.centre(pixels.to(self.device), self.recipe.size).permute(0, 3, 1, 2)
                 images = self._normalised(middle.float().div_(255)).contiguous(memory_format=torch.channels_last)
                 made.append(embed(images).float().cpu())
         parts = self.job.gather(torch.cat(made).numpy())
@@ -394,7 +395,7 @@ class Trainer:
             best_accuracy=record["best_accuracy"],
             best_half_width=record["best_half_width"],
             best=under("best/"),
-            sums=tensors["sums"].clone(),
+            sums=tensors["sums"].to(self.device, copy=True),
         )
         self._batches = None
 
