@@ -49,6 +49,7 @@ def score(
     Returns:
         For each classifier the accuracies (episodes,).
     """
+    queries = _all_if_all(features, shots, queries)
     blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
     tasks = (delayed(_score_block)(features, sampler, classifiers, numbers, shots, queries) for numbers in blocks)
     threads = workers if workers and features.rows.device.type == "cpu" else 1
@@ -78,6 +79,7 @@ def score_fits(
         workers: processes that take a block each; 0 or 1: this process.
         features, sampler, shots, queries, episodes, batch_size, on_progress: as `score` takes them.
     """
+    queries = _all_if_all(features, shots, queries)
     blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
     supports = (delayed(fit)(_support(features, sampler, numbers, shots)) for numbers in blocks)
     fitted = _in_parallel(supports, "loky", workers, blocks, batch_size)
@@ -89,6 +91,11 @@ def score_fits(
 
     with one_thread():
         return _gathered(finished(), blocks, on_progress)
+
+
+def _all_if_all(features: FeatureMatrix, shots: int, queries: int | None) -> int | None:
+    """None, for all others, where so many queries are all others of every class: those need no gathering."""
+    return None if queries is not None and bool((features.counts == shots + queries).all()) else queries
 
 
 def _in_parallel(

@@ -28,6 +28,7 @@ from leokit.devices import resolve_device
 from leokit.engine import training
 from leokit.engine.events import clear_events, event_files, event_writer, require_tensorboard
 from leokit.engine.interrupts import stop_requests
+from leokit.engine.logbook import append_lines, cut_back
 from leokit.engine.state import State, new_state, pack, unpack
 from leokit.episodes import FeatureMatrix, require_enough, types_of
 from leokit.errors import ArtifactError, Interrupted
@@ -180,20 +181,14 @@ def _start(config: MetaTrainConfig, folder: Path, dim: int, device: torch.device
         clear_events(folder / EVENTS)
         return new_state(config, dim, device)
     state = unpack(*load_state(path), config, device)
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if (folder / METRICS).exists() else []
-    kept = [line for line in lines if _belongs(line, state.step, config.val_every)]
-    manifest.write_atomically(folder / METRICS, "".join(f"{line}\n" for line in kept).encode())
+    cut_back(folder / METRICS, lambda line: _belongs(line, state.step, config.val_every))
     return state
 
 
-def _belongs(line: str, step: int, val_every: int) -> bool:
+def _belongs(line: Mapping[str, Any], step: int, val_every: int) -> bool:
     """Whether a line of metrics is one that a run without interruption has up to `step`."""
-    try:
-        entry = json.loads(line)
-        extra = "val_accuracy" in entry and entry["step"] % val_every  # the last validation of a shorter run
-        return entry["step"] <= step and not extra
-    except (ValueError, KeyError, TypeError):
-        return False  # cut short by a crash
+    extra = "val_accuracy" in line and line["step"] % val_every  # the last validation of a shorter run
+    return line["step"] <= step and not extra
 
 
 def _train(
@@ -243,11 +238,10 @@ def _log(config: MetaTrainConfig, folder: Path) -> Iterator[Callable[[Mapping[st
         drawn = time.monotonic()
 
     events = event_writer(folder / EVENTS, lines) if config.tensorboard else nullcontext(lambda line: None)
-    with path.open("a", encoding="utf-8") as metrics, events as add_events:
+    with append_lines(path) as append, events as add_events:
 
         def report(line: Mapping[str, Any]) -> None:
-            metrics.write(json.dumps(line) + "\n")
-            metrics.flush()
+            append(line)
             add_events(line)
             lines.append(line)
             if time.monotonic() - drawn > _DRAW_EVERY:
