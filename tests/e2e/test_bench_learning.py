@@ -27,7 +27,7 @@ def test_both_sides_of_the_benchmark_do_the_same_work():
     trained = bench_learning._config(config.shots, config.ways, config.queries, config.meta_batch)
     trained = replace(trained, dtype="float64")  # Adam makes much of gradients that are rounding and nothing else
     features = bench_learning.made_up_features(20, 30, config.dim, torch.device("cpu"))
-    features.rows = features.rows.double()
+    features.rows, features.dtype = features.rows.double(), torch.float64
     states = [new_state(trained, config.dim, torch.device("cpu")) for _ in range(2)]
     sides = [Steps(trained, features), bench_learning._TwinSteps(trained, features)]
     for _ in range(3):

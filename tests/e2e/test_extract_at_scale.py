@@ -350,7 +350,7 @@ def test_an_inner_layer_is_the_average_of_its_output(name, layer):
 
 
 def test_an_unknown_layer_names_those_there_are():
-    with pytest.raises(UsageError, match=r"layers of test_resnet that timm gives are .*layer4"):
+    with pytest.raises(UsageError, match=r"layers of this model are pooled, .*layer4"):
         backbones.load("test_resnet", "random", layer="layer9")
 
 
