@@ -4,7 +4,7 @@ Pure measures over arrays: `n` queries, `C` classes of an episode, `E` episodes,
 (n, C), labels (n,) the places of the right classes. A logarithm is natural, an entropy in nats.
 
 Queries of one episode share its support set and are not independent of each other: intervals come from resampling
-whole episodes (`bootstrap`), and conformal calibration takes one query of each.
+whole episodes (`episode_weights`), and conformal calibration takes one query of each.
 """
 
 from collections.abc import Callable
@@ -97,45 +97,7 @@ def reliability(confidence: Floats, correct: Flags, edges: Floats) -> Reliabilit
         return Reliability(edges, counts, sums / counts, right / counts)
 
 
-def classwise_errors(probabilities: Floats, labels: Ints, names: Ints, edges: Floats) -> dict[int, tuple[float, int]]:
-    """For each real class the calibration error of the probability that it is given, where it is among an episode's.
-
-    Args:
-        probabilities: (n, C).
-        labels: (n,).
-        names: (n, C), the number of the real class at each place of each query's episode.
-        edges: of the bins.
-
-    Returns:
-        By number of the class: its expected calibration error, over all queries of episodes that it is in, and how
-        many these are. The mean over classes is the static calibration error (Nixon et al. 2019).
-    """
-    given, is_it = probabilities.ravel(), (np.arange(names.shape[1]) == labels[:, None]).ravel()
-    flat, found = names.ravel(), {}
-    order = np.argsort(flat, kind="stable")
-    for chosen in np.split(order, np.flatnonzero(np.diff(flat[order])) + 1):
-        error = reliability(given[chosen], is_it[chosen], edges).expected_error
-        found[int(flat[chosen[0]])] = (error, len(chosen))
-    return found
-
-
 # Intervals
-
-
-def bootstrap(
-    sums: Floats, statistic: Callable[[Floats], Floats], *, resamples: int, generator: np.random.Generator
-) -> tuple[float, float]:
-    """95 % interval of a statistic, by resampling whole episodes (percentiles; Efron 1979).
-
-    Args:
-        sums: (E, k), what an episode adds to the totals.
-        statistic: from totals (..., k) to its value (...,).
-        resamples: how many.
-        generator: of the draws.
-    """
-    values = statistic(episode_weights(len(sums), resamples, generator) @ sums)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def episode_weights(episodes: int, resamples: int, generator: np.random.Generator) -> Floats:
@@ -143,27 +105,66 @@ def episode_weights(episodes: int, resamples: int, generator: np.random.Generato
     return generator.multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples).astype(np.float64)
 
 
+def percentiles(values: Floats) -> tuple[float, float]:
+    """The 95 % interval of a statistic from its values (resamples,) on resamples of episodes (Efron 1979)."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def reliability_sums(confidence: Floats, correct: Flags, episodes: Ints, edges: Floats) -> Floats:
-    """For `bootstrap`: what each episode adds to counts, confidences and right ones of each bin, (E, 3 · bins)."""
-    bins, count = len(edges) - 1, int(episodes.max()) + 1
-    cell = episodes * bins + bin_of(confidence, edges)
+    """What each episode adds to counts, confidences and right ones of each bin: (E, 3, bins).
+
+    Args:
+        confidence: (n,).
+        correct: (n,).
+        episodes: (n,), the number of each query's episode, from 0.
+        edges: of the bins.
+    """
+    return _binned(confidence, correct, episodes, int(episodes.max()) + 1, edges)
+
+
+def classwise_sums(
+    probabilities: Floats, labels: Ints, names: Ints, episodes: Ints, edges: Floats, classes: int
+) -> Floats:
+    """The same for the probability that each real class is given, in the episodes that it is in: (E, classes, 3, bins).
+
+    Args:
+        probabilities: (n, C).
+        labels: (n,).
+        names: (n, C), the number of the real class at each place of each query's episode.
+        episodes: (n,), the number of each query's episode, from 0.
+        edges: of the bins.
+        classes: how many real classes there are.
+    """
+    is_it = np.arange(names.shape[1]) == labels[:, None]
+    count = int(episodes.max()) + 1
+    groups = (episodes[:, None] * classes + names).ravel()
+    sums = _binned(probabilities.ravel(), is_it.ravel(), groups, count * classes, edges)
+    return sums.reshape(count, classes, 3, -1)
+
+
+def _binned(confidence: Floats, correct: Flags, groups: Ints, count: int, edges: Floats) -> Floats:
+    """(count, 3, bins): sums of 1, confidence and correctness by group and bin."""
+    bins = len(edges) - 1
+    cell = groups * bins + bin_of(confidence, edges)
     parts = [
         np.bincount(cell, values, count * bins).reshape(count, bins)
-        for values in (np.ones(len(cell)), confidence, correct.astype(np.float64))
+        for values in (None, confidence, correct.astype(np.float64))
     ]
-    return np.concatenate(parts, 1)
+    return np.stack(parts, 1).astype(np.float64)
 
 
 def expected_error_of_sums(totals: Floats) -> Floats:
-    """Expected calibration error (...,) from totals (..., 3 · bins) of `reliability_sums`."""
-    counts, confidence, right = np.split(totals, 3, axis=-1)
-    error: Floats = np.abs(right - confidence).sum(-1) / counts.sum(-1)
+    """Expected calibration error (...,) from totals (..., 3, bins) of either of the two."""
+    counts, confidence, right = np.moveaxis(totals, -2, 0)
+    with np.errstate(invalid="ignore"):  # a class that is in no episode has no error
+        error: Floats = np.abs(right - confidence).sum(-1) / counts.sum(-1)
     return error
 
 
 def maximum_error_of_sums(totals: Floats) -> Floats:
     """Maximum calibration error (...,) from the same totals."""
-    counts, confidence, right = np.split(totals, 3, axis=-1)
+    counts, confidence, right = np.moveaxis(totals, -2, 0)
     gaps: Floats = np.abs(right - confidence) / np.maximum(counts, 1)
     return np.asarray(gaps.max(-1))
 
@@ -224,6 +225,34 @@ def risk_coverage(confidence: Floats, correct: Flags) -> RiskCoverage:
     taken = np.arange(1, len(order) + 1)
     del values
     return RiskCoverage(taken / len(order), cumulative / taken)
+
+
+def resampled_risk(confidence: Floats, correct: Flags, weights: Floats) -> tuple[Floats, Callable[[float], Floats]]:
+    """Area under the curve where each query counts `weights` times, for many resamples.
+
+    Args:
+        confidence: (n,).
+        correct: (n,).
+        weights: (R, n), how often each query is in each resample.
+
+    Returns:
+        The areas (R,), and a function from a coverage to the accuracies (R,) at it.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    _, starts, counts = np.unique(-confidence[order], return_index=True, return_counts=True)
+    wrong = np.repeat(np.add.reduceat((~correct[order]).astype(np.float64), starts) / counts, counts)
+    ordered = weights[:, order]
+    taken = ordered.cumsum(1)
+    risk = (ordered * wrong).cumsum(1) / np.maximum(taken, 1)
+    areas = (risk * ordered).sum(1) / taken[:, -1]
+
+    def accuracies(coverage: float) -> Floats:
+        wanted = np.ceil(coverage * taken[:, -1])
+        places = np.array([np.searchsorted(row, count) for row, count in zip(taken, wanted, strict=True)])
+        found: Floats = 1 - risk[np.arange(len(risk)), places]
+        return found
+
+    return areas, accuracies
 
 
 # Open sets

@@ -66,6 +66,7 @@ COMMANDS = (  # the tables that a config file may have
     "import",
     "meta-train",
     "eval",
+    "uncertainty",
     "table",
     "inspect",
     "verify",
@@ -77,9 +78,11 @@ COMMANDS = (  # the tables that a config file may have
     "bench-pretrain",
     "bench-meta-train",
     "bench-eval",
+    "bench-uncertainty",
 )
 
 Triple = tuple[float, float, float]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,6 +501,49 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UncertaintyConfig:
+    """Options of `leokit uncertainty`."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        Argument(),
+        Outside(),
+        Doc("The run to look at, and further ones that form an ensemble with it (default: WORK/runs/leo-5way-1shot)."),
+    ] = ()
+    features: Annotated[Place, Doc("Features to test on (default: WORK/features).")] = None
+    out: Annotated[Place, Doc("Folder of the result (default: WORK/uncertainty/RUN).")] = None
+    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
+    shots: Annotated[int | None, Ge(1), Doc("Support images of each class (K) (default: the run's).")] = None
+    queries: Annotated[int, Ge(1), Doc("Query images of each class, and as many of outside classes.")] = 15
+    episodes: Annotated[int, Ge(2), Doc("Number of meta-test episodes.")] = 2000
+    samples: Annotated[int, Ge(2), Doc("Samples of codes and weights (S), each adapted.")] = 100
+    calibration_episodes: Annotated[
+        int,
+        Ge(0),
+        Doc("Meta-val episodes that temperatures and prediction sets are fitted on (0: neither of them)."),
+    ] = 2000
+    bins: Annotated[int, Ge(2), Le(1000), Doc("Bins of confidence, of calibration errors.")] = 15
+    resamples: Annotated[int, Ge(100), Doc("Resamples of episodes, for intervals.")] = 1000
+    curve_shots: Annotated[
+        str, Doc("Numbers of shots, with commas, for the parts of uncertainty against shots (none: leave it out).")
+    ] = "1,2,5,10,20"
+    label_noise: Annotated[
+        str, Doc("Shares of support images under interchanged classes, with commas, for the same.")
+    ] = "0.2,0.4"
+    curve_episodes: Annotated[int, Ge(2), Doc("Meta-test episodes of each point of it.")] = 200
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Annotated[
+        int | None,
+        Ge(0),
+        Outside(),
+        Doc("Threads that share the episodes (0: none; default: one for each core); never changes results."),
+    ] = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableConfig:
     """Options of `leokit table`."""
 
@@ -555,6 +601,21 @@ class BenchEvalConfig:
     device: Device = "auto"
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchUncertaintyConfig:
+    """Options of `leokit bench uncertainty`."""
+
+    shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
+    ways: Annotated[int, Ge(2), Le(19), Doc("Classes of an episode (N).")] = 5
+    queries: Annotated[int, Ge(1), Doc("Query images of each class, and as many of outside classes.")] = 15
+    dim: Annotated[int, Ge(1), Doc("Width of the features (D).")] = 640
+    samples: Annotated[int, Ge(2), Doc("Samples of codes and weights (S), each adapted.")] = 100
+    episodes: Annotated[int, Ge(2), Doc("Episodes that are predicted at a time.")] = 100
+    rounds: Annotated[int, Ge(1), Doc("Turns that each of the two takes.")] = 5
+    seconds: Annotated[float, Gt(0), Doc("Length of a turn.")] = 3.0
+    device: Device = "auto"
+
+
 StageConfig = TypeVar(
     "StageConfig",
     BenchExtractConfig,
@@ -570,10 +631,12 @@ StageConfig = TypeVar(
     SplitsCheckConfig,
     MetaTrainConfig,
     EvalConfig,
+    UncertaintyConfig,
     TableConfig,
     BenchPretrainConfig,
     BenchMetaTrainConfig,
     BenchEvalConfig,
+    BenchUncertaintyConfig,
 )
 
 
@@ -754,6 +817,24 @@ def check_together(config: MetaTrainConfig) -> None:
             f"--patience {config.patience} waits for validations, and --train-on-val leaves no classes for them: give "
             "one of them."
         )
+
+
+def read_numbers(option: str, text: str, kind: type[Number], low: float, high: float) -> list[Number]:
+    """The numbers in a list with commas, or `none`, in rising order, each once.
+
+    Raises:
+        UsageError: something that is no number, or one outside of `low` to `high`.
+    """
+    numbers = set()
+    for part in text.split(",") if text.strip() != "none" else []:
+        try:
+            value = kind(part)
+        except ValueError:
+            value = kind(low - 1)
+        if not low <= value <= high:
+            raise UsageError(f"{option} {text}: {part.strip()!r} is no number from {low:g} to {high:g}.")
+        numbers.add(value)
+    return sorted(numbers)
 
 
 METHODS = ("class-mean", "centred-class-mean", "ridge", "logistic")

@@ -29,6 +29,7 @@ _MAKERS = {
     "leokit/features": "leokit extract` or `leokit import",
     "leokit/run": "leokit meta-train",
     "leokit/eval": "leokit eval",
+    "leokit/uncertainty": "leokit uncertainty",
 }
 
 

@@ -2,13 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from leokit.errors import ArtifactError
 from leokit.manifest import write_atomically
+
+
+class Categories(NamedTuple):
+    """A column of few different texts."""
+
+    codes: NDArray[np.integer[Any]]  # (rows,), places in `names`
+    names: Sequence[str]
 
 
 def write_table(path: Path, columns: Mapping[str, Sequence[Any] | Any], types: Mapping[str, str] | None = None) -> None:
@@ -16,14 +25,24 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any] | Any], types: M
 
     Args:
         path: of the Parquet file.
-        columns: for each column its values, (rows,): a sequence, a NumPy array or an Arrow array.
+        columns: for each column its values, (rows,): a sequence, a NumPy or Arrow array, or categories; a NumPy array
+            (rows, n) becomes lists of n values each.
         types: for each column the name of its Arrow type, as `string`; without it types follow from the values, which
             an empty column does not have.
     """
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()]) if types else None
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(dict(columns), schema=schema), sink, compression="zstd")
+    arrays = {name: _column(values) for name, values in columns.items()}
+    pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
     write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _column(values: Any) -> Any:
+    if isinstance(values, Categories):
+        return pa.DictionaryArray.from_arrays(pa.array(values.codes), pa.array(values.names, pa.string()))
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    return values
 
 
 def read_table(path: Path) -> pa.Table:

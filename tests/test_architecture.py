@@ -27,6 +27,7 @@ FLOORS = [
     ("leokit.baselines", 1),
     ("leokit.metrics", 1),
     ("leokit.calibration", 1),
+    ("leokit.assessment", 1),
     ("leokit.randomness", 1),
     ("leokit.devices", 1),
     ("leokit.distributed", 1),

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from leokit.cli import bench, demo, eval, extract, importing, inspect, meta_train, pretrain, splits, table, verify
+from leokit.cli import (
+    bench,
+    demo,
+    eval,
+    extract,
+    importing,
+    inspect,
+    meta_train,
+    pretrain,
+    splits,
+    table,
+    uncertainty,
+    verify,
+)
 from leokit.cli.options import add_command
 from leokit.cli.render import Common
 from leokit.config import (
@@ -18,6 +31,7 @@ from leokit.config import (
     MetaTrainConfig,
     PretrainConfig,
     TableConfig,
+    UncertaintyConfig,
     VerifyConfig,
 )
 
@@ -61,6 +75,7 @@ add_command(app, "extract", ExtractConfig, extract.command)
 add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
 add_command(app, "eval", EvalConfig, eval.command)
+add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
 add_command(app, "table", TableConfig, table.command)
 add_command(app, "inspect", InspectConfig, inspect.command)
 add_command(app, "verify", VerifyConfig, verify.command)

@@ -1,4 +1,4 @@
-"""`leokit bench`: extract, read, pretrain, meta-train and eval."""
+"""`leokit bench`: extract, read, pretrain, meta-train, eval and uncertainty."""
 
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +14,7 @@ from leokit.config import (
     BenchMetaTrainConfig,
     BenchPretrainConfig,
     BenchReadConfig,
+    BenchUncertaintyConfig,
 )
 
 app = typer.Typer(help="Measure how fast things are, and how near to what the machine allows.", no_args_is_help=True)
@@ -104,14 +105,24 @@ def eval(config: BenchEvalConfig, output: Output) -> None:
     _learning(config, output, "episodes", bench_learning.run_eval)
 
 
-def _learning(config: Any, output: Output, unit: str, run: Any) -> None:
+def uncertainty(config: BenchUncertaintyConfig, output: Output) -> None:
+    """Measure predictions from samples of codes and weights against one sample of one episode at a time, taking turns.
+
+    Example: leokit bench uncertainty --samples 100
+    """
+    from leokit.stages import bench_learning
+
+    _learning(config, output, "samples", bench_learning.run_uncertainty, twin="one at a time")
+
+
+def _learning(config: Any, output: Output, unit: str, run: Any, twin: str = "the obvious twin") -> None:
     if output.dry_run:
         output.result(asdict(config), [], [f"Would measure for about {2 * config.rounds * config.seconds:.0f} s."])
         return
     speed = run(config)
     rows = [
         ["leokit", f"{speed[f'{unit}_per_second']:.1f}"],
-        ["the obvious twin", f"{speed[f'twin_{unit}_per_second']:.2f}"],
+        [twin, f"{speed[f'twin_{unit}_per_second']:.2f}"],
     ]
     sentences = [
         f"Ratio {speed['ratio']:.1f} (median of {speed['rounds']} turns, {speed['ratio_range'][0]:.1f} to "
@@ -131,3 +142,4 @@ add_command(app, "read", BenchReadConfig, read, table="bench-read")
 add_command(app, "pretrain", BenchPretrainConfig, pretrain, table="bench-pretrain")
 add_command(app, "meta-train", BenchMetaTrainConfig, meta_train, table="bench-meta-train")
 add_command(app, "eval", BenchEvalConfig, eval, table="bench-eval")
+add_command(app, "uncertainty", BenchUncertaintyConfig, uncertainty, table="bench-uncertainty")

@@ -39,13 +39,19 @@ class Member:
     samples: int = 1
 
 
-class Predicted(NamedTuple):
-    """What a predictive says of queries of E episodes; N·Q inside ones and as many outside, or none."""
+class Answers(NamedTuple):
+    """What a predictive says of M queries of each of E episodes; means are over samples and members."""
 
-    probabilities: Floats  # (E, N·Q, N), mean over samples and members
-    aleatoric: Floats  # (E, N·Q), mean entropy of theirs; equal to the entropy of the mean for a single one
-    outside: Floats  # (E, O, N)
-    outside_aleatoric: Floats  # (E, O)
+    probabilities: Floats  # (E, M, N), mean
+    aleatoric: Floats  # (E, M), mean entropy; of a single classifier that of the mean, which has no other part
+    highest: Floats  # (E, M), mean of the largest logit; of nearest class mean the scaled cosine to that mean
+
+
+class Predicted(NamedTuple):
+    """What a predictive says of the N·Q inside queries and as many outside ones, or none."""
+
+    inside: Answers
+    outside: Answers
 
 
 class Episodes(NamedTuple):
@@ -96,10 +102,14 @@ def predict_episodes(
     labels = np.repeat(np.arange(sampler.ways), queries)
     chosen = [np.concatenate([part[0][index] for part in parts]) for index in range(3)]
     whole = {
-        name: Predicted(*(np.concatenate(values) for values in zip(*(part[1][name] for part in parts), strict=True)))
+        name: Predicted(*(_joined([part[1][name][side] for part in parts]) for side in range(2)))
         for name in predictives
     }
     return Episodes(chosen[0], labels, chosen[1], chosen[2]), whole
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    return Answers(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 @torch.inference_mode()
@@ -119,17 +129,20 @@ def _block(
     both = torch.cat([inside, beyond], 1)
     found = {}
     for name, members in predictives.items():
-        parts = [_probabilities(member, support, both, numbers) for member in members]  # each (S, B, M, N)
-        samples = torch.cat(parts)
-        mean = samples.mean(0)
+        parts = [_logits(member, support, both, numbers) for member in members]  # each (S, B, M, N)
+        logits = torch.cat(parts)
+        samples = logits.softmax(-1)
         aleatoric = torch.special.entr(samples).sum(-1).mean(0)
+        pieces = [samples.mean(0), aleatoric, logits.amax(-1).mean(0)]
+        values = [piece.double().cpu().numpy() for piece in pieces]
         count = inside.shape[1]
-        pieces = (mean[:, :count], aleatoric[:, :count], mean[:, count:], aleatoric[:, count:])
-        found[name] = Predicted(*(piece.double().cpu().numpy() for piece in pieces))
+        found[name] = Predicted(
+            Answers(*(value[:, :count] for value in values)), Answers(*(value[:, count:] for value in values))
+        )
     return tuple(value.cpu().numpy() for value in (rows.classes, inside, beyond)), found
 
 
-def _probabilities(member: Member, support: Tensor, queries: Tensor, numbers: range) -> Tensor:
+def _logits(member: Member, support: Tensor, queries: Tensor, numbers: range) -> Tensor:
     """(S, B, M, N) of queries (B, M), by rows."""
     weights = member.classifiers(member.features.take(support), numbers)
     weights = weights if weights.ndim == 4 else weights.unsqueeze(0)
@@ -137,7 +150,7 @@ def _probabilities(member: Member, support: Tensor, queries: Tensor, numbers: ra
     stacked = weights.transpose(0, 1).reshape(episodes, samples * ways, dim)
     images = member.features.take(queries)
     logits = torch.bmm(images, stacked.mT)  # (B, M, S·N): one product for all samples of an episode
-    return logits.view(episodes, -1, samples, ways).softmax(-1).permute(2, 0, 1, 3)
+    return logits.view(episodes, -1, samples, ways).permute(2, 0, 1, 3)
 
 
 def outside_rows(sampler: EpisodeSampler, classes: Tensor, numbers: range, count: int) -> Tensor:
@@ -158,6 +171,11 @@ def outside_rows(sampler: EpisodeSampler, classes: Tensor, numbers: range, count
     others = is_other.nonzero()[:, 1].view(len(classes), total - ways)
     chosen = others.gather(1, draws[:, :count] % (total - ways))
     return sampler.offsets[chosen] + draws[:, count:] % sampler.counts[chosen]
+
+
+def can_mislabel(ways: int, shots: int, share: float) -> bool:
+    """Whether a share of the support images, rounded, is at least the two that can be interchanged."""
+    return round(share * ways * shots) >= 2
 
 
 def mislabel(support: Tensor, share: float, root: int, numbers: range) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from leokit import randomness
 from leokit.leo.adaptation import Draws
 
+_STREAMS_AT_ONCE = 8  # whose bits stay in a core's cache
+
 
 @dataclass(frozen=True)
 class DrawShapes:
@@ -82,19 +84,18 @@ def meta_training_draws(
     return Draws(**named)
 
 
-def posterior_draws(
-    shapes: DrawShapes, *, seed: int, episodes: range, samples: int, dtype: torch.dtype = torch.float32
-) -> Draws:
+def posterior_draws(shapes: DrawShapes, *, seed: int, episodes: range, samples: int, like: Tensor) -> Draws:
     """The noise of samples from the posterior: one code for each class and sample, and no dropout.
 
-    Each sample of each episode has its own stream, so that blocks of episodes, or more samples, change none.
+    Each sample of each episode has its own stream of bits, the same on every device, so that blocks of episodes, or
+    more samples, change none.
 
     Args:
         shapes: sizes of an episode; shots and queries do not count.
         seed: of the samples.
         episodes: their numbers, B of them.
         samples: S.
-        dtype: of the result.
+        like: of the result's dtype, on its device.
 
     Returns:
         Draws with codes (S, B, N, 1, Z) and weights (S, B, T+1, N, 1, D).
@@ -102,14 +103,17 @@ def posterior_draws(
     codes = (shapes.ways, 1, shapes.num_latents)
     weights = (shapes.inner_steps + 1, shapes.ways, 1, shapes.dim)
     words = -(-_count([codes, weights]) // 4) * 2
-    normals = np.empty((samples, len(episodes), 2 * words), np.float32)
-    for sample in range(samples):
-        for place, episode in enumerate(episodes):
-            bits = randomness.words(words, seed, "posterior", episode, sample)
-            randomness.normals(bits.view(np.int32), normals[sample, place])
-    flat = torch.from_numpy(normals).view(samples * len(episodes), -1).to(dtype)
+    numbers = torch.arange(episodes.start, episodes.stop, device=like.device)
+    root = torch.full((), randomness.integer_key(seed, "posterior"), device=like.device)
+    streams = randomness.keys(randomness.keys(root, numbers), torch.arange(samples, device=like.device).unsqueeze(-1))
+    normals = torch.cat([_normals(stream, words) for stream in torch.split(streams.flatten(), _STREAMS_AT_ONCE)])
     lead = (samples, len(episodes))
-    return Draws(*(piece.view(*lead, *piece.shape[1:]) for piece in _split(flat, [codes, weights])))
+    pieces = _split(normals.to(like.dtype), [codes, weights])
+    return Draws(*(piece.view(*lead, *piece.shape[1:]) for piece in pieces))
+
+
+def _normals(streams: Tensor, words: int) -> Tensor:
+    return randomness.device_normals(randomness.device_words(streams, words))
 
 
 def _on_cpu(

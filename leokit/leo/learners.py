@@ -37,6 +37,11 @@ Tensors = dict[str, Tensor]
 class Learner(Protocol):
     """A variant at work: it holds no tensors, so that one learner serves any number of parameter sets."""
 
+    @property
+    def has_posterior(self) -> bool:
+        """Whether it was trained with samples of codes and weights, so that `posterior` can draw some."""
+        ...
+
     def initial(self, dtype: torch.dtype) -> Tensors:
         """The parameters before training, by name."""
         ...
@@ -73,6 +78,11 @@ class LatentLearner:
     dim: int
     method: Method
     anchored: bool = False
+
+    @property
+    def has_posterior(self) -> bool:
+        """See `Learner`."""
+        return self.method.sampled and self.method.encoded
 
     def initial(self, dtype: torch.dtype) -> Tensors:
         """See `Learner`."""
@@ -112,13 +122,12 @@ class LatentLearner:
         Raises:
             UsageError: a variant that was not trained with samples.
         """
-        if not (self.method.sampled and self.method.encoded):
+        if not self.has_posterior:
             raise UsageError(f"{self.config.variant}: it was trained without samples, so it has none to draw.")
         parameters, anchor = split_anchor(tensors)
         shapes = _shapes(self.config, self.dim, self.method, ways=support.shape[-3])
-        draws = posterior_draws(shapes, seed=self.config.seed, episodes=numbers, samples=samples, dtype=torch.float32)
-        moved = Draws(*(None if value is None else value.to(support) for value in draws))
-        return adapt(parameters, support, self.method, moved, anchor).weights
+        draws = posterior_draws(shapes, seed=self.config.seed, episodes=numbers, samples=samples, like=support)
+        return adapt(parameters, support, self.method, draws, anchor).weights
 
     def _prior_codes(self, support: Tensor, numbers: range) -> Tensor:
         """Codes (B, N, 1, Z) drawn by (seed, number of the episode)."""
@@ -155,6 +164,7 @@ class MetaSGD:
 
     config: MetaTrainConfig
     dim: int
+    has_posterior = False
 
     @property
     def _steps(self) -> int:

@@ -1,4 +1,4 @@
-"""`leokit bench pretrain`, `meta-train` and `eval`: the last two against the obvious twin, in one process and run.
+"""`leokit bench pretrain`, `meta-train`, `eval` and `uncertainty`: all but the first against a twin, in one process.
 
 Both do the same work on the same draws and take turns, so that the ratio holds on a machine whose speed drifts. The
 arithmetic limit is the number of operations of the matrix products, counted from their shapes, over the rate of large
@@ -25,9 +25,11 @@ from leokit.config import (
     BenchEvalConfig,
     BenchMetaTrainConfig,
     BenchPretrainConfig,
+    BenchUncertaintyConfig,
     MetaTrainConfig,
     PretrainConfig,
     build,
+    default_workers,
     nearest_preset,
     read_preset,
 )
@@ -35,6 +37,7 @@ from leokit.devices import resolve_device
 from leokit.distributed import Job, World
 from leokit.engine import training
 from leokit.engine.pixels import InMemory
+from leokit.engine.predictives import Member, predict_episodes
 from leokit.engine.pretraining import Labelled, Trainer
 from leokit.engine.scoring import score
 from leokit.engine.state import State, new_state
@@ -144,6 +147,50 @@ def run_eval(config: BenchEvalConfig) -> dict[str, Any]:
     rates = _in_turns(ours, twin, rounds=config.rounds, seconds=config.seconds, device=device)
     rates = [(fast * config.episodes, slow) for fast, slow in rates]
     return _result(rates, lambda: ours(100), config.rounds, device, unit="episodes", per_call=100)
+
+
+def run_uncertainty(config: BenchUncertaintyConfig) -> dict[str, Any]:
+    """Samples a second of predictions from the posterior, ours and a loop's over episodes and samples.
+
+    Returns:
+        As `run_meta_train`, with samples (of an episode each) in place of steps.
+    """
+    device = resolve_device(config.device)
+    trained = _config(config.shots, config.ways, config.queries, 12)
+    features = made_up_features(CLASSES, 600, config.dim, device)
+    tensors = {name: value.detach() for name, value in new_state(trained, config.dim, device).parameters.items()}
+    sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="evaluation")
+    learner = make_learner(trained, config.dim)
+
+    def member(samples: int) -> Member:
+        return Member(features, lambda support, ids: learner.posterior(tensors, support, ids, samples), samples)
+
+    def predict(episodes: int, samples: int, workers: int) -> None:
+        predict_episodes(
+            {"sampled": [member(samples)]},
+            sampler,
+            shots=config.shots,
+            queries=config.queries,
+            episodes=episodes,
+            outside=True,
+            workers=workers,
+        )
+
+    def ours() -> None:
+        predict(config.episodes, config.samples, default_workers())
+
+    rates = _in_turns(ours, lambda: predict(1, 1, 0), rounds=config.rounds, seconds=config.seconds, device=device)
+    count = config.episodes * config.samples
+    rates = [(fast * count, slow) for fast, slow in rates]
+    few = min(2, config.episodes)
+    return _result(
+        rates,
+        lambda: predict(few, config.samples, 0),
+        config.rounds,
+        device,
+        unit="samples",
+        per_call=few * config.samples,
+    )
 
 
 def _config(shots: int, ways: int, queries: int, meta_batch: int) -> MetaTrainConfig:

@@ -12,14 +12,16 @@ from leokit.engine.steps import Steps
 from leokit.stages import bench_learning
 
 
-@pytest.mark.parametrize("what", ["meta-train", "eval"])
-def test_benchmarks_print_a_ratio_and_a_limit(leokit, what):
+@pytest.mark.parametrize(
+    ("what", "twin"), [("meta-train", "obvious twin"), ("eval", "obvious twin"), ("uncertainty", "one at a time")]
+)
+def test_benchmarks_print_a_ratio_and_a_limit(leokit, what, twin):
     size = ("--dim", 32, "--rounds", 1, "--seconds", 0.05)
     result = json.loads(leokit("bench", what, *size, "--json").stdout)
     assert result["ratio"] > 0
     assert result["operations"] > 0
     assert 0 < result["share_of_limit"] < 1
-    assert "obvious twin" in leokit("bench", what, *size).stdout
+    assert twin in leokit("bench", what, *size).stdout
 
 
 def test_both_sides_of_the_benchmark_do_the_same_work():

@@ -73,12 +73,14 @@ def test_classwise_errors_are_those_of_each_class_alone():
     probabilities, labels = predictions(400, classes=3)
     names = np.stack([np.random.default_rng(i).permutation(7)[:3] for i in range(400)])
     edges = c.equal_width_edges(5)
-    found = c.classwise_errors(probabilities, labels, names, edges)
-    assert sorted(found) == list(range(7))
-    for name, (error, count) in found.items():
+    sums = c.classwise_sums(probabilities, labels, names, np.repeat(np.arange(40), 10), edges, 8)
+    assert sums.shape == (40, 8, 3, 5)
+    found = c.expected_error_of_sums(sums.sum(0))
+    for name in range(7):
         rows, places = np.nonzero(names == name)
         alone = c.reliability(probabilities[rows, places], labels[rows] == places, edges)
-        assert (error, count) == (pytest.approx(alone.expected_error), len(rows))
+        assert found[name] == pytest.approx(alone.expected_error)
+    assert np.isnan(found[7])  # is in no episode
 
 
 def test_sums_of_episodes_give_the_errors_of_all_queries():
@@ -91,10 +93,16 @@ def test_sums_of_episodes_give_the_errors_of_all_queries():
     assert c.maximum_error_of_sums(totals) == pytest.approx(whole.maximum_error)
 
 
+def interval_of_mean(sums):
+    """Of sums and numbers of queries (E, 2)."""
+    totals = c.episode_weights(len(sums), 4000, np.random.default_rng(1)) @ sums
+    return c.percentiles(totals[:, 0] / totals[:, 1])
+
+
 def test_the_interval_of_a_mean_is_the_textbooks():
     values = np.random.default_rng(0).normal(3, 2, 400)
     sums = np.stack([values, np.ones(400)], 1)
-    low, high = c.bootstrap(sums, lambda t: t[..., 0] / t[..., 1], resamples=4000, generator=np.random.default_rng(1))
+    low, high = interval_of_mean(sums)
     expected = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - expected, abs=0.02)
     assert high == pytest.approx(values.mean() + expected, abs=0.02)
@@ -104,7 +112,7 @@ def test_whole_episodes_are_resampled():
     """Twenty equal queries of an episode say no more than one."""
     values = np.repeat(np.random.default_rng(0).normal(size=50), 20).reshape(50, 20)
     sums = np.stack([values.sum(1), np.full(50, 20.0)], 1)
-    low, high = c.bootstrap(sums, lambda t: t[..., 0] / t[..., 1], resamples=2000, generator=np.random.default_rng(1))
+    low, high = interval_of_mean(sums)
     assert high - low == pytest.approx(2 * 1.96 * values[:, 0].std() / 50**0.5, rel=0.1)
 
 
@@ -134,6 +142,21 @@ def test_equal_confidences_are_accepted_together():
     correct = np.array([True] * 6 + [False] * 4)
     areas = {round(c.risk_coverage(np.full(10, 0.5), order.permutation(correct)).area, 12) for _ in range(5)}
     assert areas == {0.4}
+
+
+def test_risk_of_resamples_is_that_of_repeated_queries():
+    probabilities, labels = predictions(200)
+    confidence, correct = probabilities.max(1), c.correct_of(probabilities, labels)
+    weights = np.random.default_rng(0).integers(0, 4, (3, 200)).astype(float)
+    areas, accuracies = c.resampled_risk(confidence, correct, np.concatenate([weights, np.ones((1, 200))]))
+    whole = c.risk_coverage(confidence, correct)
+    assert (areas[-1], accuracies(0.8)[-1]) == (pytest.approx(whole.area), pytest.approx(whole.accuracy_at(0.8)))
+    for row, area, accuracy in zip(weights.astype(int), areas, accuracies(0.5), strict=False):
+        order = np.argsort(-confidence)
+        repeated = np.repeat(~correct[order], row[order])
+        risks = repeated.cumsum() / np.arange(1, len(repeated) + 1)
+        assert accuracy == pytest.approx(1 - risks[np.ceil(len(risks) / 2).astype(int) - 1], abs=0.01)
+        assert area == pytest.approx(risks.mean(), abs=0.01)
 
 
 @settings(max_examples=50)

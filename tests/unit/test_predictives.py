@@ -43,7 +43,8 @@ ALL = {"samples": [sampled(4)], "leo": [single()], "ensemble": [single(), single
 def assert_same(first, second):
     for name in first:
         for ours, theirs in zip(first[name], second[name], strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+            for one, other in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["leo", "anchored"])
@@ -56,7 +57,7 @@ def test_posterior_samples_are_a_loop_over_episodes_and_samples(variant):
     parameters, anchor = split_anchor(tensors)
     shapes = DrawShapes(3, 2, 4, FEATURES.dim, CONFIG.num_latents, CONFIG.inner_steps, CONFIG.finetuning_steps)
     for place, number in enumerate(range(4, 7)):
-        draws = posterior_draws(shapes, seed=0, episodes=range(number, number + 1), samples=5)
+        draws = posterior_draws(shapes, seed=0, episodes=range(number, number + 1), samples=5, like=support)
         for sample in range(5):
             one = Draws(codes=draws.codes[sample, 0], weights=draws.weights[sample, 0])
             alone = adapt(parameters, support[place], learner.method, one, anchor).weights
@@ -93,20 +94,24 @@ def test_predictions_are_those_of_each_method_alone():
     weights = 10 * class_mean(FEATURES.rows[rows.support])
     queries = FEATURES.rows[torch.from_numpy(episodes.query_rows)]
     expected = (queries @ weights.mT).softmax(-1)
-    np.testing.assert_allclose(found["class-mean"].probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(found["class-mean"].inside.probabilities, expected, atol=1e-6)
+    cosines = (queries @ weights.mT / 10).amax(-1)
+    np.testing.assert_allclose(found["class-mean"].inside.highest / 10, cosines, atol=1e-6)
     assert (episodes.query_rows == rows.query.flatten(1).numpy()).all()
     assert episodes.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    mean = (found["leo"].probabilities + predict_episodes({"b": [single(seed=1)]}, SAMPLER, **SIZE)[1]["b"][0]) / 2
-    np.testing.assert_allclose(found["ensemble"].probabilities, mean, atol=1e-6)
-    np.testing.assert_allclose(found["leo"].probabilities.sum(-1), 1, atol=1e-6)
+    mean = (
+        found["leo"].inside.probabilities + predict_episodes({"b": [single(seed=1)]}, SAMPLER, **SIZE)[1]["b"].inside[0]
+    ) / 2
+    np.testing.assert_allclose(found["ensemble"].inside.probabilities, mean, atol=1e-6)
+    np.testing.assert_allclose(found["leo"].inside.probabilities.sum(-1), 1, atol=1e-6)
 
 
 def test_aleatoric_is_the_mean_entropy_of_the_samples():
     _, found = predict_episodes(ALL, SAMPLER, **SIZE)
-    one = found["leo"]
+    one = found["leo"].inside
     entropy = -(one.probabilities * np.log(one.probabilities)).sum(-1)
     np.testing.assert_allclose(one.aleatoric, entropy, atol=1e-5)
-    many = found["samples"]
+    many = found["samples"].inside
     total = -(many.probabilities * np.log(many.probabilities)).sum(-1)
     assert (many.aleatoric < total + 1e-6).all()
     assert (total - many.aleatoric).max() > 1e-4
