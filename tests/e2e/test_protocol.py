@@ -1,8 +1,6 @@
 """How long to train, and on what: `--steps-from`, `--train-on-val`, `--patience`; and runs that are killed."""
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import time
@@ -11,13 +9,11 @@ import numpy as np
 import pytest
 
 from leokit import manifest
-from leokit.cli import app
 from leokit.features import write_store
 from leokit.runs import load_state
 from tests.e2e.conftest import make_store
+from tests.processes import start
 
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["leokit.stages.meta_train", __name__])
 SIZES = ("--val-episodes", 20, "--val-queries", 5, "--queries", 5)
 TRAIN = ("meta-train", "--val-every", 10, *SIZES)
 EARLIER = "leokit-work/runs/leo-5way-1shot"
@@ -245,21 +241,6 @@ def assert_same_run(whole, killed):
     assert manifest_of(killed)["id"] == manifest_of(whole)["id"]
     for name in ("weights.safetensors", "last/state.safetensors", "metrics.jsonl"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-
-
-def start(folder, *arguments):
-    """Run `leokit ARGUMENTS` in `folder`, in a process forked from one that has imported what takes long to import."""
-    process = FORKED.Process(target=run_forked, args=(folder, [str(argument) for argument in arguments]))
-    process.start()
-    return process
-
-
-def run_forked(folder, arguments):
-    os.chdir(folder)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-    app(arguments)
 
 
 def renewed(path, process, before):

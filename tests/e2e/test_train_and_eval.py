@@ -13,6 +13,7 @@ import pytest
 from leokit.config import Variant
 from leokit.runs import load_state
 from tests.e2e.conftest import COMMAND, make_store
+from tests.processes import SIGNALS, interrupted
 
 TRAIN = ("meta-train", "--steps", 30, "--val-every", 10, "--val-episodes", 20, "--val-queries", 5, "--queries", 5)
 EVAL = ("eval", "--episodes", 60, "--queries", 5)
@@ -50,28 +51,15 @@ def test_results_are_the_same_each_time_and_for_each_work_folder(leokit, feature
 def test_killed_and_restarted_equals_uninterrupted(leokit, features, tmp_path):
     whole = json.loads(leokit(*TRAIN, "--out", "whole", "--steps", 400, "--json").stdout)
     lines = (tmp_path / "whole/metrics.jsonl").read_text()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen(
-            [*COMMAND, *map(str, TRAIN), "--out", "cut", "--steps", "400"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 60
-        metrics = tmp_path / "cut/metrics.jsonl"
-        before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        while time.monotonic() < deadline and process.poll() is None:
-            if metrics.exists() and len(metrics.read_text().splitlines()) > before + 3:
-                break
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        if process.returncode == 0:
+    for number in SIGNALS:
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        code = interrupted(tmp_path, [*TRAIN, "--steps", 400, "--out", "cut"], 4, number, stderr=said)
+        if code == 0:
             pytest.skip("the machine was too fast to interrupt it")
         if number != signal.SIGKILL:
-            assert process.returncode == 130, errors
-            assert "goes on from there" in errors
+            assert code == 130, said.read_text()
+            assert "goes on from there" in said.read_text()
     resumed = json.loads(leokit(*TRAIN, "--out", "cut", "--steps", 400, "--json").stdout)
     assert whole["best_step"] > 0  # else untrained weights would be compared
     assert resumed["id"] == whole["id"]

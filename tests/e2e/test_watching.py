@@ -1,11 +1,9 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard's events, curves.png; and that looking changes nothing."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 from PIL import Image
 
 from leokit import manifest
-from tests.e2e.conftest import COMMAND
+from tests.processes import ended, interrupted, start
 
 TRAIN = ("meta-train", "--val-every", 50, "--val-episodes", 20, "--val-queries", 5, "--queries", 5, "--meta-batch", 4)
 RUN = "leokit-work/runs/leo-5way-1shot"
@@ -82,31 +80,18 @@ def test_events_change_neither_weights_nor_id(leokit, features, tmp_path):
     leokit("verify", "seen")
 
 
-def test_a_killed_run_has_each_step_once(leokit_process, features, tmp_path):
-    one_thread = {"OMP_NUM_THREADS": "1"}  # the same bits are promised for the same number of threads
-    leokit_process(*TRAIN, "--steps", 500, "--out", "whole", **one_thread)
+def test_a_killed_run_has_each_step_once(features, tmp_path):
+    run = (*TRAIN, "--steps", 500)
+    assert ended(start(tmp_path, *run, "--out", "whole")) == 0
+    cut = (*run, "--tensorboard", "--out", "cut")
     for number in (signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen(
-            [*COMMAND, *map(str, TRAIN), "--out", "cut", "--steps", "500", "--tensorboard"],
-            cwd=tmp_path,
-            env={**os.environ, **one_thread},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        path = tmp_path / "cut/metrics.jsonl"
-        before = len(path.read_text().splitlines()) if path.exists() else 0
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if path.exists() and len(path.read_text().splitlines()) > before + 3:
-                break
-            time.sleep(0.01)
-        process.send_signal(number)
-        if process.wait(timeout=60) == 0:
+        code = interrupted(tmp_path, cut, 4, number)
+        if code == 0:
             pytest.skip("the machine was too fast to interrupt it")
         if number == signal.SIGTERM:
-            assert process.returncode == 130
+            assert code == 130
             assert_is_a_picture(tmp_path / "cut/curves.png")  # of what was done
-    leokit_process(*TRAIN, "--steps", 500, "--out", "cut", "--tensorboard", **one_thread)
+    assert ended(start(tmp_path, *cut)) == 0
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     steps = [line["step"] for line in metrics(tmp_path / "cut") if "loss" in line]
     assert steps == list(range(100, 501, 100))

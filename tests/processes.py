@@ -1,0 +1,140 @@
+"""Processes of leokit that start in milliseconds: each is forked from one that has imported what takes seconds.
+
+They are real processes, with a command line, signals and an exit code; only their imports are shared. Scripts that call
+`leokit` find it in the folder of `leokit_on_path`.
+"""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+FORKED = multiprocessing.get_context("forkserver")
+_STAGES = ("demo", "extract", "pretrain", "meta_train", "evaluate", "paper_table")
+FORKED.set_forkserver_preload(["timm", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__])
+HAS_PROC = Path("/proc/self/fd").exists()
+_CLIENT = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as link:
+    link.connect({address!r})
+    streams = ["/proc/%d/fd/%d" % (os.getpid(), number) for number in (1, 2)]
+    request = [sys.argv[1:], os.getcwd(), streams, dict(os.environ)]
+    link.sendall(json.dumps(request).encode() + b"\\n")
+    sys.exit(int(link.makefile().readline()))
+"""
+
+
+def start(folder, *arguments, stdout=os.devnull, stderr=os.devnull, **environment):
+    """Run `leokit ARGUMENTS` in `folder`, with its output in files: a process of multiprocessing, started."""
+    return _start(_leokit, folder, [str(argument) for argument in arguments], [stdout, stderr], environment)
+
+
+def start_script(path, folder, call, **streams):
+    """Run the function `main` of a Python script in `folder` with the keyword arguments `call`, as `start`."""
+    outputs = [streams.get(name, os.devnull) for name in ("stdout", "stderr")]
+    return _start(_script, folder, [str(path), call], outputs, {})
+
+
+def _start(target, folder, arguments, streams, environment):
+    process = FORKED.Process(target=target, args=(str(folder), arguments, list(map(str, streams)), environment))
+    process.start()
+    return process
+
+
+def _leokit(folder, arguments, streams, environment):
+    from leokit.cli import main
+
+    _become(folder, streams, environment)
+    sys.argv = ["leokit", *arguments]
+    main()
+
+
+def _script(folder, arguments, streams, environment):
+    _become(folder, streams, environment)
+    path, call = arguments
+    print(runpy.run_path(path)["main"](**call))
+
+
+def _become(folder, streams, environment):
+    os.chdir(folder)
+    os.environ.update(environment)
+    for number, path in zip((1, 2), streams, strict=True):
+        with open(path, "a") as stream:
+            os.dup2(stream.fileno(), number)
+
+
+def ended(process, seconds=120):
+    """Wait for the end of a process; its exit code."""
+    process.join(seconds)
+    return process.exitcode
+
+
+def killed_after(process, number, ready, seconds=60):
+    """Send a signal to a process once `ready()`, or after so many seconds; the exit code once it has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.is_alive() and not ready():
+        time.sleep(0.005)
+    if process.is_alive():
+        os.kill(process.pid, number)
+    return ended(process, seconds)
+
+
+def interrupted(folder, arguments, lines, number, **options):
+    """Run a command until its metrics.jsonl has so many further lines, and send it a signal; the exit code.
+
+    Args:
+        folder: where to run it; the last of its arguments is the folder that it writes.
+        arguments: of leokit.
+        lines: that it shall have written before.
+        number: of the signal.
+        options: as `start` takes them.
+    """
+    path = folder / arguments[-1] / "metrics.jsonl"
+    before = _count(path)
+    return killed_after(start(folder, *arguments, **options), number, lambda: _count(path) >= before + lines)
+
+
+def _count(path):
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+
+
+@contextmanager
+def leokit_on_path(folder):
+    """Put a command `leokit` into `folder`, whose processes are forked here; yields what PATH should begin with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    address = str(folder / "socket")
+    client = folder / "leokit"
+    client.write_text(_CLIENT.format(python=sys.executable, address=address))
+    client.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        threading.Thread(target=_serve, args=(server,), daemon=True).start()
+        yield str(folder)
+
+
+def _serve(server):
+    while True:
+        try:
+            link, _ = server.accept()
+        except OSError:  # closed: the tests are over
+            return
+        threading.Thread(target=_answer, args=(link,), daemon=True).start()
+
+
+def _answer(link):
+    with link, link.makefile("rw") as text:
+        arguments, folder, streams, environment = json.loads(text.readline())
+        process = _start(_leokit, folder, arguments, streams, environment)
+        process.join()
+        text.write(f"{process.exitcode}\n")
