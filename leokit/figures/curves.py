@@ -1,13 +1,11 @@
 """Learning curves of a run: losses, accuracies, and what is learned beside the matrices."""
 
-import io
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leokit import manifest
-from leokit.figures.style import BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, STYLE, WIDTH, band, guessing, legend, plot
+from leokit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, band, guessing, legend, plot, written_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +22,7 @@ _SCALARS = {"scale": "scale of the class means (τ)", "gate": "gate on the corre
 
 
 def draw_curves(path: Path, lines: Lines, *, title: str, ways: int) -> None:
-    """Draw a run's metrics over its steps as a PNG, 960 pixels wide, written atomically.
+    """Draw a run's metrics over its steps as a PNG (`written_figure`).
 
     The panels: losses in nats; accuracies in % with the 95 % interval of those on meta-val and the best one marked;
     then, where the run has them, each learned rate (mean, and range of its entries), the scale and the gate of
@@ -36,15 +34,10 @@ def draw_curves(path: Path, lines: Lines, *, title: str, ways: int) -> None:
         title: of the figure.
         ways: N, for the loss and the accuracy of guessing.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     trained = [line for line in lines if "loss" in line]
     small = _small_panels(trained)
     rows = -(-len(small) // 2)
-    with rc_context(STYLE):
-        height = 2 * _WIDE + rows * _SMALL + _EDGE
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    with written_figure(path, 2 * _WIDE + rows * _SMALL + _EDGE, title) as figure:
         grid = figure.add_gridspec(2 + rows, 2, height_ratios=[_WIDE] * 2 + [_SMALL] * rows)
         axes = [figure.add_subplot(grid[0, :])]
         axes.append(figure.add_subplot(grid[1, :]))
@@ -55,10 +48,6 @@ def draw_curves(path: Path, lines: Lines, *, title: str, ways: int) -> None:
             axes.append(figure.add_subplot(grid[2 + number // 2, place]))
             _draw_small(axes[-1], key, name, trained)
         _label_steps(axes, lines)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-    manifest.write_atomically(path, picture.getvalue())
 
 
 def best_validation(lines: Lines) -> tuple[int, float] | None:

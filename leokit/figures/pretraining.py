@@ -1,13 +1,11 @@
 """Curves of a pre-training: loss, accuracy on its own classes, few-shot accuracy on others, learning rate."""
 
-import io
 from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leokit import manifest
-from leokit.figures.style import BLUE, DPI, GREEN, ORANGE, PURPLE, STYLE, WIDTH, band, guessing, legend, plot
+from leokit.figures.style import BLUE, GREEN, ORANGE, PURPLE, band, guessing, legend, plot, written_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +14,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def draw_pretraining(path: Path, lines: Lines, *, title: str, classes: int, ways: int) -> None:
-    """Draw the metrics of a pre-training over its epochs as a PNG, 960 pixels wide, written atomically.
+    """Draw the metrics of a pre-training over its epochs as a PNG (`written_figure`).
 
     Args:
         path: of the file.
@@ -25,11 +23,7 @@ def draw_pretraining(path: Path, lines: Lines, *, title: str, classes: int, ways
         classes: that are told apart, for the loss of guessing.
         ways: N of the few-shot episodes, for the accuracy of guessing.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 9.6), dpi=DPI, layout="constrained")
+    with written_figure(path, 9.6, title) as figure:
         axes = figure.subplots(4, 1, sharex=True, height_ratios=[2, 2, 2, 1])
         held = [line for line in lines if "holdout_loss" in line]
         axes[0].set_title("loss on the classes it is trained on")
@@ -50,10 +44,6 @@ def draw_pretraining(path: Path, lines: Lines, *, title: str, classes: int, ways
             panel.locator_params(axis="x", integer=True)
         if not lines:
             axes[0].text(0.5, 0.5, "nothing measured yet", transform=axes[0].transAxes, ha="center")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-    manifest.write_atomically(path, picture.getvalue())
 
 
 def _draw_few_shot(axes: "Axes", lines: Lines, ways: int) -> None:

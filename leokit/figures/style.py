@@ -1,11 +1,17 @@
-"""How leokit's figures look, and the lines, bands and legends that several have."""
+"""How leokit's figures look and are written, and the lines, bands and legends that several have."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from leokit import manifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -25,6 +31,27 @@ STYLE: Any = {  # matplotlib names every key in its types
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+
+
+@contextmanager
+def written_figure(path: Path, height: float, title: str) -> "Iterator[Figure]":
+    """An empty figure to draw on, which is then written as a PNG, 960 pixels wide, atomically.
+
+    Args:
+        path: of the file.
+        height: of the figure in inches; its width is `WIDTH`.
+        title: above it.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        yield figure
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+    manifest.write_atomically(path, picture.getvalue())
 
 
 def plot(

@@ -1,38 +1,20 @@
 """Pictures of how far predictions can be trusted. Each function returns the picture's alternative text."""
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leokit import manifest
 from leokit.assessment import Assessment
 from leokit.calibration import Floats
-from leokit.figures.style import BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, STYLE, WIDTH, legend
+from leokit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, legend, written_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLOURS = (BLUE, ORANGE, PURPLE, GREEN, GREY)
-
-
-@contextmanager
-def _figure(path: Path, height: float, title: str) -> "Iterator[Figure]":
-    """A figure that is written as a PNG, atomically."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        yield figure
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-    manifest.write_atomically(path, picture.getvalue())
 
 
 def _panels(figure: "Figure", count: int, **options: Any) -> "list[Axes]":
@@ -49,7 +31,7 @@ def draw_reliability(
     path: Path, raw: Mapping[str, Assessment], tempered: Mapping[str, Assessment], *, title: str
 ) -> str:
     """Accuracy against confidence of each predictive, with and without its temperature, and how many there are."""
-    with _figure(path, 3.0 * -(-len(raw) // 3) + 0.5, title) as figure:
+    with written_figure(path, 3.0 * -(-len(raw) // 3) + 0.5, title) as figure:
         panels = _panels(figure, len(raw), sharex=True, sharey=True)
         for axes, (name, assessment) in zip(panels, raw.items(), strict=True):
             axes.set_title(name)
@@ -84,7 +66,7 @@ def _draw_bins(axes: "Axes", assessment: Assessment, colour: str, label: str) ->
 
 def draw_risk_coverage(path: Path, raw: Mapping[str, Assessment], *, title: str) -> str:
     """Share of errors among the most confident queries against how many of them are kept."""
-    with _figure(path, 4.0, title) as figure:
+    with written_figure(path, 4.0, title) as figure:
         axes = figure.subplots()
         for (name, assessment), colour in zip(raw.items(), _COLOURS, strict=False):
             curve = assessment.risk
@@ -102,7 +84,7 @@ def draw_risk_coverage(path: Path, raw: Mapping[str, Assessment], *, title: str)
 def draw_open_set(path: Path, scores: Mapping[str, Mapping[str, tuple[Floats, Floats]]], *, title: str) -> str:
     """Largest probability of inside and outside queries, and the telling-apart by each score."""
     key = "maximum_probability"
-    with _figure(path, 2.6 * -(-len(scores) // 3) + 0.6, title) as figure:
+    with written_figure(path, 2.6 * -(-len(scores) // 3) + 0.6, title) as figure:
         panels = _panels(figure, len(scores), sharex=True)
         for axes, (name, found) in zip(panels, scores.items(), strict=True):
             inside, outside = found[key]
@@ -124,7 +106,7 @@ def draw_open_set(path: Path, scores: Mapping[str, Mapping[str, tuple[Floats, Fl
 def draw_shots(path: Path, curve: Sequence[Mapping[str, Any]], *, title: str) -> str:
     """Parts of the predictive entropy against shots, a row for each predictive, a line for each label noise."""
     names = list(dict.fromkeys(point["predictive"] for point in curve))
-    with _figure(path, 2.8 * len(names) + 0.6, title) as figure:
+    with written_figure(path, 2.8 * len(names) + 0.6, title) as figure:
         rows = figure.subplots(len(names), 3, sharex=True, squeeze=False)
         for row, name in zip(rows, names, strict=True):
             for axes, key in zip(row, ("total", "aleatoric", "epistemic"), strict=True):

@@ -1,6 +1,5 @@
 """`leokit meta-train`: features → run."""
 
-import json
 import math
 import shutil
 import time
@@ -28,7 +27,7 @@ from leokit.devices import resolve_device
 from leokit.engine import training
 from leokit.engine.events import clear_events, event_files, event_writer, require_tensorboard
 from leokit.engine.interrupts import stop_requests
-from leokit.engine.logbook import append_lines, cut_back
+from leokit.engine.logbook import cut_back, logged
 from leokit.engine.state import State, new_state, pack, unpack
 from leokit.episodes import FeatureMatrix, require_enough, types_of
 from leokit.errors import ArtifactError, Interrupted
@@ -55,7 +54,6 @@ from leokit.runs import (
 from leokit.splits import classes_seen
 
 Progress = Callable[[int, int, str], None]
-_DRAW_EVERY = 120.0  # seconds, at least, between pictures of a run that goes on
 
 
 def default_out(config: MetaTrainConfig) -> Path:
@@ -226,31 +224,17 @@ def _log(config: MetaTrainConfig, folder: Path) -> Iterator[Callable[[Mapping[st
     What is there goes on: `_start` has cut it back to the state that training goes on from.
     """
     path = folder / METRICS
-    lines: list[Mapping[str, Any]] = []
-    if path.exists():
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    drawn = time.monotonic()
-
-    def draw() -> None:
-        nonlocal drawn
-        title = f"{config.variant}, {config.ways}-way {config.shots}-shot, seed {config.seed}"
-        draw_curves(folder / CURVES, lines, title=title, ways=config.ways)
-        drawn = time.monotonic()
-
+    lines = cut_back(path, lambda line: True)
+    title = f"{config.variant}, {config.ways}-way {config.shots}-shot, seed {config.seed}"
+    draw = partial(draw_curves, folder / CURVES, title=title, ways=config.ways)
     events = event_writer(folder / EVENTS, lines) if config.tensorboard else nullcontext(lambda line: None)
-    with append_lines(path) as append, events as add_events:
+    with logged(path, lines, draw) as report, events as add_events:
 
-        def report(line: Mapping[str, Any]) -> None:
-            append(line)
+        def take(line: Mapping[str, Any]) -> None:
+            report(line)
             add_events(line)
-            lines.append(line)
-            if time.monotonic() - drawn > _DRAW_EVERY:
-                draw()
 
-        try:
-            yield report
-        finally:
-            draw()
+        yield take
 
 
 def _events(folder: Path) -> list[str]:

@@ -3,8 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from leokit.config import PretrainConfig, default_workers, identity, parse_share
 from leokit.devices import resolve_device
 from leokit.distributed import Job, World
 from leokit.engine.interrupts import stop_requests
-from leokit.engine.logbook import append_lines, cut_back
+from leokit.engine.logbook import cut_back, logged
 from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, decode_all
 from leokit.engine.pretraining import Labelled, Trainer
 from leokit.episodes import require_enough
@@ -36,7 +37,6 @@ from leokit.runs import load_state, save_parameters, save_state
 from leokit.splits import Splits, resolve
 
 Progress = Callable[[int, int, str], None]
-_DRAW_EVERY = 120.0  # seconds, at least, between pictures
 
 
 @dataclass(frozen=True)
@@ -426,31 +426,13 @@ class _Training:
         )
 
 
-@contextmanager
-def _log(training: _Training, trainer: Trainer) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _log(training: _Training, trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
     """Take lines of metrics, into metrics.jsonl and the picture."""
-    folder, config = training.folder, training.config
+    folder, config, classes = training.folder, training.config, len(training.plan.classes)
     lines = cut_back(folder / METRICS, lambda line: line["step"] <= trainer.progress.step)
-    drawn = 0.0
-
-    def draw() -> None:
-        nonlocal drawn
-        title = f"{config.backbone}, {len(training.plan.classes)} classes, seed {config.seed}"
-        draw_pretraining(folder / CURVES, lines, title=title, classes=len(training.plan.classes), ways=config.val_ways)
-        drawn = time.monotonic()
-
-    with append_lines(folder / METRICS) as append:
-
-        def report(line: dict[str, Any]) -> None:
-            append(line)
-            lines.append(line)
-            if time.monotonic() - drawn > _DRAW_EVERY:
-                draw()
-
-        try:
-            yield report
-        finally:
-            draw()
+    title = f"{config.backbone}, {classes} classes, seed {config.seed}"
+    draw = partial(draw_pretraining, folder / CURVES, title=title, classes=classes, ways=config.val_ways)
+    return logged(folder / METRICS, lines, draw)
 
 
 @contextmanager
