@@ -67,6 +67,7 @@ COMMANDS = (  # the tables that a config file may have
     "meta-train",
     "eval",
     "uncertainty",
+    "analyze",
     "table",
     "inspect",
     "verify",
@@ -539,6 +540,24 @@ class UncertaintyConfig:
         Outside(),
         Doc("Threads that share the episodes (0: none; default: one for each core); never changes results."),
     ] = None
+class AnalyzeConfig:
+    """Options of `leokit analyze`."""
+
+    runs: Annotated[
+        tuple[Path, ...], Argument(), Outside(), Doc("Runs to look into (default: WORK/runs/leo-Nway-Kshot).")
+    ] = ()
+    features: Annotated[Place, Doc("Features of their backbone (default: WORK/features).")] = None
+    out: Annotated[Place, Doc("Folder of the result (default: WORK/analysis).")] = None
+    ways: Annotated[int | None, Resolved(), Ge(2), Doc("Classes of an episode (N) (default: each run's).")] = None
+    shots: Annotated[int | None, Resolved(), Ge(1), Doc("Support images of a class (K) (default: each run's).")] = None
+    val_episodes: Annotated[int, Ge(2), Doc("Meta-val episodes whose codes are looked at (Fig. 3).")] = 1000
+    test_episodes: Annotated[int, Ge(2), Doc("Meta-test episodes for curvature and steps (Fig. 4).")] = 1000
+    perplexity: Annotated[float, Gt(0), Doc("Of t-SNE: how many neighbours a code has, in effect.")] = 30.0
+    highlight: Annotated[
+        str | None, Doc("A meta-val class to show by itself (default: the one whose silhouette changes most).")
+    ] = None
+    seed: Seed = 0
+    device: Device = "auto"
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -632,6 +651,7 @@ StageConfig = TypeVar(
     MetaTrainConfig,
     EvalConfig,
     UncertaintyConfig,
+    AnalyzeConfig,
     TableConfig,
     BenchPretrainConfig,
     BenchMetaTrainConfig,

@@ -30,6 +30,7 @@ _MAKERS = {
     "leokit/run": "leokit meta-train",
     "leokit/eval": "leokit eval",
     "leokit/uncertainty": "leokit uncertainty",
+    "leokit/analysis": "leokit analyze",
 }
 
 

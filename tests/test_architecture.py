@@ -28,6 +28,7 @@ FLOORS = [
     ("leokit.metrics", 1),
     ("leokit.calibration", 1),
     ("leokit.assessment", 1),
+    ("leokit.projection", 1),
     ("leokit.randomness", 1),
     ("leokit.devices", 1),
     ("leokit.distributed", 1),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leokit.cli import (
+    analyze,
     bench,
     demo,
     eval,
@@ -23,6 +24,7 @@ from leokit.cli import (
 from leokit.cli.options import add_command
 from leokit.cli.render import Common
 from leokit.config import (
+    AnalyzeConfig,
     DemoConfig,
     EvalConfig,
     ExtractConfig,
@@ -76,6 +78,7 @@ add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
 add_command(app, "eval", EvalConfig, eval.command)
 add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
+add_command(app, "analyze", AnalyzeConfig, analyze.command)
 add_command(app, "table", TableConfig, table.command)
 add_command(app, "inspect", InspectConfig, inspect.command)
 add_command(app, "verify", VerifyConfig, verify.command)

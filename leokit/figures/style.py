@@ -17,6 +17,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#6B6B6B"
+SKY, AMBER, BLACK = "#56B4E9", "#E69F00", "#1A1A1A"
 WIDTH, DPI = 8.0, 120  # inches
 STYLE: Any = {  # matplotlib names every key in its types
     "font.size": 10,

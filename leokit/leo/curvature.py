@@ -37,10 +37,10 @@ def hessian_eigenvalues(probabilities: Tensor, images: Tensor, share: float) -> 
     return values.clamp_min(0)
 
 
-def decoder_singular_values(decoder: Tensor) -> Tensor:
-    """Singular values (Z,), in descending order, of the mean half of a decoder (Z, 2D) (Fig. 4b).
+def decoder_singular_values(code_map: Tensor) -> Tensor:
+    """Singular values (min(Z, D),), in descending order, of a map (Z, D) from codes to weights (Fig. 4b).
 
     How much longer a step in the space of codes becomes in the space of weights; 1 keeps lengths.
     """
-    values: Tensor = torch.linalg.svdvals(decoder[:, : decoder.shape[1] // 2])
+    values: Tensor = torch.linalg.svdvals(code_map)
     return values

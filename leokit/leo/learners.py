@@ -14,9 +14,9 @@
 The first seven are the paper's; `anchored` is ours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,13 +25,29 @@ from torch import Tensor
 from leokit import randomness
 from leokit.config import MetaTrainConfig
 from leokit.errors import UsageError
-from leokit.leo.adaptation import Draws, Method, adapt, masked, predict, support_steps
+from leokit.leo.adaptation import Adapted, Draws, Method, adapt, masked, predict, support_steps
 from leokit.leo.draws import DrawShapes, meta_training_draws, posterior_draws
 from leokit.leo.loops import WeightLoop
 from leokit.leo.objective import MetaLoss, Penalties, meta_loss, score
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
 
 Tensors = dict[str, Tensor]
+
+
+class Path(NamedTuple):
+    """The way from where adapting starts to the classifier, with every point between two steps.
+
+    The latent loop comes first: weights at place t are decoded from the codes at place t, up to the last codes, and
+    fine-tuning goes on from there.
+    """
+
+    codes: Tensor | None  # (B, T+1, N, Z): z, after each latent step, z'; None for a method without codes
+    weights: Tensor  # (B, T+F+1, N, D)
+
+    @property
+    def latent_steps(self) -> int:
+        """T, 0 for a method without codes."""
+        return 0 if self.codes is None else self.codes.shape[1] - 1
 
 
 class Learner(Protocol):
@@ -59,6 +75,14 @@ class Learner(Protocol):
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
         """The classifiers (B, N, D) of evaluation, from support (B, N, K, D) of the episodes of these numbers."""
+        ...
+
+    def path(self, tensors: Tensors, support: Tensor, numbers: range) -> Path:
+        """How evaluation gets to its classifiers, the last weights of the path; arguments as of `weights`."""
+        ...
+
+    def code_map(self, tensors: Tensors) -> Tensor | None:
+        """The linear map (Z, D) by which a step of a class's code moves its weights; None where there are no codes."""
         ...
 
     def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
@@ -112,9 +136,28 @@ class LatentLearner:
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
         """See `Learner`."""
+        return self._adapt(tensors, support, numbers, self.method).weights
+
+    def path(self, tensors: Tensors, support: Tensor, numbers: range) -> Path:
+        """See `Learner`: a point is what adapting with as many steps as lead to it gives."""
+        latent, tuned = self.method.inner_steps, self.method.finetuning_steps
+        counts = [(step, 0) for step in range(latent + 1)] + [(latent, step + 1) for step in range(tuned)]
+        methods = [replace(self.method, inner_steps=inner, finetuning_steps=outer) for inner, outer in counts]
+        points = [self._adapt(tensors, support, numbers, method) for method in methods]
+        codes = [point.adapted_codes.squeeze(-2) for point in points[: latent + 1]]
+        return Path(torch.stack(codes, 1), torch.stack([point.weights for point in points], 1))
+
+    def code_map(self, tensors: Tensors) -> Tensor | None:
+        """See `Learner`: the mean half of the decoder, times the gate where there is one."""
         parameters, anchor = split_anchor(tensors)
-        draws = None if self.method.encoded else Draws(codes=self._prior_codes(support, numbers))
-        return adapt(parameters, support, self.method, draws, anchor).weights
+        means = parameters.decoder.chunk(2, dim=1)[0]
+        return means if anchor is None else anchor.gate * means
+
+    def _adapt(self, tensors: Tensors, support: Tensor, numbers: range, method: Method) -> Adapted:
+        """Adapt as evaluation does, by means of codes and weights."""
+        parameters, anchor = split_anchor(tensors)
+        draws = None if method.encoded else Draws(codes=self._prior_codes(support, numbers))
+        return adapt(parameters, support, method, draws, anchor)
 
     def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
         """See `Learner`.
@@ -203,6 +246,15 @@ class MetaSGD:
             raise UsageError(f"--ways {support.shape[-3]}: a meta-sgd run is tested at its own {trained} ways only.")
         return self._adapt(tensors, support, Draws())
 
+    def path(self, tensors: Tensors, support: Tensor, numbers: range) -> Path:
+        """See `Learner`: a point is what adapting with as many steps as lead to it gives."""
+        points = [self._adapt(tensors, support, Draws(), step) for step in range(self._steps + 1)]
+        return Path(None, torch.stack(points, 1))
+
+    def code_map(self, tensors: Tensors) -> Tensor | None:
+        """See `Learner`: there is none."""
+        return None
+
     def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
         """See `Learner`.
 
@@ -211,10 +263,11 @@ class MetaSGD:
         """
         raise UsageError("meta-sgd: it has no codes, so it has no samples to draw.")
 
-    def _adapt(self, tensors: Tensors, support: Tensor, draws: Draws) -> Tensor:
-        images, _ = support_steps(support, None, draws, self._steps, support.shape[:-3])
+    def _adapt(self, tensors: Tensors, support: Tensor, draws: Draws, steps: int | None = None) -> Tensor:
+        steps = self._steps if steps is None else steps
+        images, _ = support_steps(support, None, draws, steps, support.shape[:-3])
         start = tensors["start"].expand(*support.shape[:-3], -1, -1)
-        weights: Tensor = WeightLoop.apply(start, tensors["lr"], *images, self._steps)
+        weights: Tensor = WeightLoop.apply(start, tensors["lr"], *images, steps)
         return weights
 
     def fallback(self, tensors: Tensors) -> Tensors | None:
