@@ -128,7 +128,7 @@ def run(
         steps = _Steps(on_progress, total)
         found = [_measure(plan, entry, steps) for entry in plan.entries]
         summary = _summary(plan, found)
-        results, extras = _write_tables(folder, found, plan.store.classes("val"))
+        results, extras = _write_tables(folder, found, plan.store)
         manifest.write_atomically(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
         figures = _draw(folder, plan, found)
         written = manifest.finish(
@@ -321,8 +321,9 @@ def _against_meta_sgd(found: list[_Found]) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _write_tables(folder: Path, found: list[_Found], names: list[str]) -> tuple[list[str], list[str]]:
+def _write_tables(folder: Path, found: list[_Found], store: FeatureStore) -> tuple[list[str], list[str]]:
     """Write the numbers; which files are results, and which are outside the id."""
+    names = store.classes("val") if "val" in store.splits else []
     tables = {EIGENVALUES: _eigenvalues, SINGULAR: _singular_values, STEPS: _step_lengths}
     results = [name for name, rows in tables.items() if _write(folder / name, [rows(each) for each in found])]
     if _write(folder / CODES, [_code_rows(each, names) for each in found]):

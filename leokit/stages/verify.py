@@ -16,6 +16,7 @@ from leokit.errors import ArtifactError, LeokitError
 from leokit.features import FAILURES, store_faults
 from leokit.images.scan import escape
 from leokit.manifest import MANIFEST, UNFINISHED, Manifest
+from leokit.metrics import percentiles
 from leokit.splits import SPLITS_FILE, read_listing
 from leokit.tables import read_table
 
@@ -239,6 +240,35 @@ def _eval_faults(folder: Path, found: Manifest, damaged: Collection[str], step: 
             yield f"summary.json: the accuracy of {method!r} is {told[method]['mean']}, but its episodes give {mean}"
 
 
+def _analysis_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterator[str]:
+    """What is wrong with the contents of an analysis: its rows must give the percentiles of its summary."""
+    if damaged:
+        return
+    runs = json.loads((folder / "summary.json").read_bytes())["runs"]
+    for name, value, part, by in (
+        ("eigenvalues.parquet", "eigenvalue", "curvature", ("point", "space")),
+        ("steps.parquet", "length", "steps", ("loop", "space")),
+        ("singular_values.parquet", "singular_value", "singular_values", ()),
+    ):
+        if name not in found.files:
+            continue
+        table = read_table(folder / name)
+        values = table.column(value).to_numpy()
+        keys, places = np.unique(
+            np.stack([np.array(table.column(key).to_pylist()) for key in ("run", *by)], 1), axis=0, return_inverse=True
+        )
+        for number, (run, *path) in enumerate(keys.tolist()):
+            told = runs[run][part]
+            for key in path:
+                told = told[key]
+            for box, expected in percentiles(values[places.reshape(-1) == number]).items():
+                if not np.isclose(told[box], expected, rtol=1e-6, atol=0):
+                    where = " ".join([run, part, *path])
+                    yield f"summary.json: the {box} of {where} is {told[box]}, but {name} gives {expected}"
+
+
 def _demo_faults(folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]) -> Iterator[str]:
     """What is wrong with a tree of images: its folders must be the classes of its list."""
     images = [name for name in found.files if name != SPLITS_FILE]
@@ -276,5 +306,6 @@ _CHECKS: dict[str, Check] = {
     "leokit/features@1": _features_faults,
     "leokit/run@1": _run_faults,
     "leokit/eval@1": _eval_faults,
+    "leokit/analysis@1": _analysis_faults,
     "leokit/demo@1": _demo_faults,
 }
