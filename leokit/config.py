@@ -540,6 +540,11 @@ class UncertaintyConfig:
         Outside(),
         Doc("Threads that share the episodes (0: none; default: one for each core); never changes results."),
     ] = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnalyzeConfig:
     """Options of `leokit analyze`."""
 

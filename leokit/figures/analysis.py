@@ -1,6 +1,5 @@
 """Figures 3 and 4 of the paper: codes before and after adapting, and curvature, expansion and steps as boxes."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leokit import manifest
-from leokit.figures.style import AMBER, BLACK, BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, WIDTH
+from leokit.figures.style import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, written_figure
 from leokit.metrics import PERCENTILES
 
 if TYPE_CHECKING:
@@ -47,16 +45,12 @@ class CodesPicture:
 
 
 def draw_codes(path: Path, picture: CodesPicture) -> None:
-    """Draw codes in the plane as a PNG, 960 pixels wide, written atomically.
+    """Draw codes in the plane as a PNG (`written_figure`).
 
     The panels: t-SNE by stage, by class, and the highlighted class alone; silhouettes by class; PCA by stage and class.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     shown = _shown_classes(picture)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 11), dpi=DPI, layout="constrained")
+    with written_figure(path, 11, picture.title, colours=128) as figure:
         axes = figure.subplots(3, 2)
         for row, name, letters in ((0, "t-SNE", "ab"), (2, "PCA", "ef")):
             _by_stage(axes[row, 0], picture.positions[name])
@@ -67,8 +61,6 @@ def draw_codes(path: Path, picture: CodesPicture) -> None:
                 _plane(panel, name)
         _highlight(axes[1, 0], picture)
         _silhouettes(axes[1, 1], picture, shown)
-        figure.suptitle(picture.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        _write(path, figure, colours=128)
 
 
 def _shown_classes(picture: CodesPicture) -> list[int]:
@@ -142,7 +134,7 @@ def _silhouettes(axes: "Axes", picture: CodesPicture, shown: Sequence[int]) -> N
 
 
 def draw_geometry(path: Path, runs: Mapping[str, Any]) -> None:
-    """Draw curvature, singular values and steps of runs as boxes in a PNG, 960 pixels wide, written atomically.
+    """Draw curvature, singular values and steps of runs as boxes in a PNG (`written_figure`).
 
     A box reaches from the 25th to the 75th percentile, with a line at the median; whiskers from the 5th to the 95th.
 
@@ -150,9 +142,6 @@ def draw_geometry(path: Path, runs: Mapping[str, Any]) -> None:
         path: of the file.
         runs: by name, as `leokit analyze` summarises them.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     size, short = _without_size(runs)
     panels = {
         "(a) curvature": ("eigenvalues, those not 0, of the Hessian of the support loss", _curvatures(short)),
@@ -161,9 +150,8 @@ def draw_geometry(path: Path, runs: Mapping[str, Any]) -> None:
     }
     panels = {title: panel for title, panel in panels.items() if panel[1]}
     rows = [len(boxes) for _, boxes in panels.values()]
-    with rc_context(STYLE):
-        height = 0.27 * sum(rows) + 0.85 * len(panels) + 0.5
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    whole = f"{size}: boxes are quartiles, whiskers go from 5 to 95 %".removeprefix(": ")
+    with written_figure(path, 0.27 * sum(rows) + 0.85 * len(panels) + 0.5, whole) as figure:
         axes = figure.subplots(len(panels), 1, height_ratios=[count + 0.6 for count in rows], squeeze=False)[:, 0]
         for panel, (title, (unit, boxes)) in zip(axes, panels.items(), strict=True):
             _draw_boxes(panel, boxes)
@@ -171,9 +159,6 @@ def draw_geometry(path: Path, runs: Mapping[str, Any]) -> None:
             panel.set_xlabel(unit)
             if "decoder" in title:
                 panel.axvline(1, color=GREY, ls=":", lw=1.2)
-        title = f"{size}: boxes are quartiles, whiskers go from 5 to 95 %".removeprefix(": ")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-        _write(path, figure)
 
 
 def _without_size(runs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -233,17 +218,3 @@ def _draw_boxes(axes: "Axes", boxes: "Sequence[Box]") -> None:
     axes.set_yticks(range(len(boxes)), [label for label, *_ in boxes])
     axes.set_ylim(len(boxes) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-
-
-def _write(path: Path, figure: Any, colours: int | None = None) -> None:
-    """Write a figure as a PNG, of so many colours where told: clouds of points then take a quarter of the bytes."""
-    from PIL import Image
-
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    if colours:
-        with Image.open(picture) as drawn:
-            palette = drawn.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        picture = io.BytesIO()
-        palette.save(picture, format="png", optimize=True)
-    manifest.write_atomically(path, picture.getvalue())
