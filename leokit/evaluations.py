@@ -1,7 +1,7 @@
 """Finished evaluations on disk, and groups of those whose runs differ in nothing but the seed."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,31 @@ def _key(entry: Evaluation) -> str:
         trained.pop("steps", None)  # those that the run of the same seed without val was best at
     features = [entry.manifest.inputs["features"].id, facts["run_features"]]
     return manifest.canonical_json([entry.manifest.config, features, trained])
+
+
+def setting_in_words(summary: Mapping[str, Any]) -> str:
+    """Ways and shots of an evaluation or a group, as `5-way 1-shot`."""
+    return f"{summary['ways']}-way {summary['shots']}-shot"
+
+
+def method_in_words(run: Mapping[str, Any]) -> str:
+    """The variant of a run, and what it was trained on where that is not the train split alone.
+
+    Args:
+        run: the entry `run` of an evaluation's summary, or the summary of a group.
+    """
+    splits = run["meta_trained_on"]
+    return str(run["variant"]) if splits == ["train"] else f"{run['variant']}, {'+'.join(splits)}"
+
+
+def protocol_in_words(summary: Mapping[str, Any]) -> str:
+    """What episodes an evaluation is of, and what its interval covers, as a sentence for the user."""
+    known = {"all": "all other images of a class", "rest600": f"{600 - summary['shots']} images of a class"}
+    queries = known.get(summary["queries"], f"{summary['queries']} images of a class")
+    return (
+        f"{setting_in_words(summary)}: {summary['episodes']} episodes of {summary['classes']} {summary['split']} "
+        f"classes, {queries} as queries; the interval covers the sampling of episodes on these classes."
+    )
 
 
 def seen_in_words(summary: dict[str, Any]) -> str:

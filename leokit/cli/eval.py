@@ -79,10 +79,10 @@ def _report(done: "Sequence[Evaluation]", output: Output, *, several: bool) -> N
 
 
 def _sentences(done: "Sequence[Evaluation]", *, repeated: bool) -> Iterator[str]:
-    from leokit.evaluations import seen_in_words, trained_in_words
+    from leokit.evaluations import protocol_in_words, seen_in_words, trained_in_words
 
     for entry in done:
-        yield _protocol(entry.summary)
+        yield protocol_in_words(entry.summary)
     if repeated:
         yield (
             "The standard deviation over seeds says how far training it again would move the mean; the interval does "
@@ -98,7 +98,9 @@ def _sentences(done: "Sequence[Evaluation]", *, repeated: bool) -> Iterator[str]
 
 def _table(evaluations: "Sequence[Evaluation]") -> TableData:
     """A row for each method of each evaluation; the run's own first, against which the others are set."""
-    names = [(_setting(entry.summary), _method(entry.summary["run"])) for entry in evaluations]
+    from leokit.evaluations import method_in_words, setting_in_words
+
+    names = [(setting_in_words(entry.summary), method_in_words(entry.summary["run"])) for entry in evaluations]
     unclear = len(set(names)) < len(names)
     rows = []
     for entry, (setting, own) in zip(evaluations, names, strict=True):
@@ -119,14 +121,16 @@ def _rates(entry: "Evaluation") -> dict[str, float]:
 
 def _group_table(groups: Sequence[dict[str, Any]], seeds: int) -> TableData:
     """As `_table`, of means over so many seeds."""
+    from leokit.evaluations import method_in_words, setting_in_words
+
     rows = []
     for group in groups:
-        label = _setting(group)
+        label = setting_in_words(group)
         for name, accuracy in group["accuracy"].items():
             own = name == group["variant"]
             spread = percent(accuracy["sd_over_seeds"]) if own else ""
             cell = _difference(group["difference"], name)
-            method = _method(group) if own else name
+            method = method_in_words(group) if own else name
             rows.append([label, method, _percent(accuracy), spread, cell])
             label = ""
     title = f"Mean over {seeds} seeds: a{_title(groups[0])[1:]}"
@@ -146,16 +150,6 @@ def _title(summary: dict[str, Any]) -> str:
     return f"Accuracy on {summary['split']} classes in %, 95 % interval over episodes"
 
 
-def _setting(summary: dict[str, Any]) -> str:
-    return f"{summary['ways']}-way {summary['shots']}-shot"
-
-
-def _method(run: dict[str, Any]) -> str:
-    """The variant, and what it was trained on where that is not the train split alone."""
-    splits = run["meta_trained_on"]
-    return str(run["variant"]) if splits == ["train"] else f"{run['variant']}, {'+'.join(splits)}"
-
-
 def _percent(entry: dict[str, Any], *, sign: bool = False) -> str:
     return percent(entry["mean"], entry["half_width_95_over_episodes"], sign=sign)
 
@@ -164,13 +158,3 @@ def _difference(differences: dict[str, dict[str, float]], name: str) -> str:
     """The cell of the paired difference to a method; empty for the run's own."""
     found = next((value for key, value in differences.items() if key.endswith(f" - {name}")), None)
     return percent(*found.values(), sign=True) if found else ""
-
-
-def _protocol(summary: dict[str, Any]) -> str:
-    known = {"all": "all other images of a class", "rest600": f"{600 - summary['shots']} images of a class"}
-    queries = known.get(summary["queries"], f"{summary['queries']} images of a class")
-    return (
-        f"{summary['ways']}-way {summary['shots']}-shot: {summary['episodes']} episodes of {summary['classes']} "
-        f"{summary['split']} classes, {queries} as queries; the interval covers the sampling of episodes on these "
-        "classes."
-    )

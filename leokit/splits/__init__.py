@@ -2,9 +2,10 @@
 
 `resolve` turns what a user names (a list of the package, a file, a folder of image lists, a random division) into
 `Splits`; `read_listing` tells what a list says by itself, and `coverage` how much of it a tree holds; `classes_seen`
-counts how many classes a backbone's weights were trained on. Knows no images, only names.
+counts how many classes a backbone's weights were trained on, `summarize_counts` images. Knows no images, only names.
 """
 
+from leokit.splits.counts import summarize_counts
 from leokit.splits.covering import Coverage, coverage
 from leokit.splits.lists import SPLIT_NAMES
 from leokit.splits.resolving import BUILT_IN, SPLITS_FILE, Listing, Splits, read_listing, resolve
@@ -26,4 +27,5 @@ __all__ = [
     "coverage",
     "read_listing",
     "resolve",
+    "summarize_counts",
 ]

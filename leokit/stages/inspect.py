@@ -3,13 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from leokit import manifest
 from leokit.config import InspectConfig
 from leokit.errors import DataError
-from leokit.splits import SPLIT_NAMES, SPLITS_FILE
+from leokit.splits import SPLIT_NAMES, SPLITS_FILE, summarize_counts
 from leokit.splits.lists import read_class_list
 
 
@@ -43,17 +42,7 @@ class Inspection:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """For each split its number of classes and images, and the fewest, median and most images of a class."""
-        return {
-            split: {
-                "classes": len(classes),
-                "images": sum(classes.values()),
-                "min": min(classes.values()),
-                "median": median(classes.values()),
-                "max": max(classes.values()),
-            }
-            for split, classes in self.counts.items()
-            if classes
-        }
+        return summarize_counts(self.counts)
 
 
 def run(config: InspectConfig) -> Inspection:
