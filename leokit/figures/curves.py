@@ -50,6 +50,24 @@ def draw_curves(path: Path, lines: Lines, *, title: str, ways: int) -> None:
         _label_steps(axes, lines)
 
 
+def curves_in_words(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What the picture of `draw_curves` shows, in place of it.
+
+    Args:
+        config: of the run.
+        facts: of the run, when it ended.
+    """
+    about = (
+        f"Learning curves of {config['variant']}, {config['ways']}-way {config['shots']}-shot, seed {config['seed']}, "
+        f"over {facts['steps']:,} meta-training steps: losses, accuracies, and what is learned beside the matrices."
+    )
+    if facts["val_accuracy"] is None:
+        return f"{about} It was trained on {' and '.join(facts['meta_trained_on'])}, so no step was selected on val."
+    best = "the class means alone" if facts["best_is_fallback"] else f"step {facts['best_step']:,}"
+    accuracy, half_width = 100 * facts["val_accuracy"], 100 * facts["val_half_width"]
+    return f"{about} Best on meta-val: {best}, with {accuracy:.1f} ± {half_width:.1f} %, 95 % interval over episodes."
+
+
 def best_validation(lines: Lines) -> tuple[int, float] | None:
     """Step and accuracy of the first of the best validations of trained weights; None where there was none."""
     found = [(line["step"], line["val_accuracy"]) for line in lines if "val_accuracy" in line]

@@ -46,6 +46,25 @@ def draw_pretraining(path: Path, lines: Lines, *, title: str, classes: int, ways
             axes[0].text(0.5, 0.5, "nothing measured yet", transform=axes[0].transAxes, ha="center")
 
 
+def pretraining_in_words(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What the picture of `draw_pretraining` shows, in place of it.
+
+    Args:
+        config: of the backbone.
+        facts: of the backbone, when it was trained.
+    """
+    about = (
+        f"Curves of pre-training {facts['model']} on {len(facts['trained_on'])} classes over {facts['epochs']} epochs: "
+        "loss and accuracy on these classes, few-shot accuracy on others, learning rate."
+    )
+    measured = "; ".join(
+        f"{shots}, {100 * mean:.1f} ± {100 * half_width:.1f} %"
+        for shots, (mean, half_width) in (facts["few_shot"] or {}).items()
+    )
+    few_shot = f", with nearest class mean on meta-val {config['val_ways']}-way {measured}" if measured else ""
+    return f"{about} The weights of epoch {facts['best_epoch']} were kept{few_shot}."
+
+
 def _draw_few_shot(axes: "Axes", lines: Lines, ways: int) -> None:
     """Accuracy of nearest class mean on meta-val, a line for each layer and number of shots."""
     axes.set_title(f"nearest class mean on meta-val, {ways}-way, 95 % interval over episodes")

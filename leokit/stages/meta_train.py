@@ -32,7 +32,7 @@ from leokit.engine.state import State, new_state, pack, unpack
 from leokit.episodes import FeatureMatrix, require_enough, types_of
 from leokit.errors import ArtifactError, Interrupted
 from leokit.features import FeatureStore
-from leokit.figures.curves import draw_curves
+from leokit.figures.curves import curves_in_words, draw_curves
 from leokit.provenance import information
 from leokit.runs import (
     CENTRE,
@@ -245,7 +245,7 @@ def _events(folder: Path) -> list[str]:
 def _facts(config: MetaTrainConfig, store: FeatureStore, state: State) -> dict[str, Any]:
     """What later stages check; a run that was trained on val has no accuracy on it, its best step is its last."""
     measured = not config.train_on_val
-    return {
+    facts = {
         "dim": store.dim,
         "backbone": store.facts["backbone"],
         "trained_on": store.facts["trained_on"],
@@ -259,6 +259,7 @@ def _facts(config: MetaTrainConfig, store: FeatureStore, state: State) -> dict[s
         "val_accuracy": state.best_accuracy if measured else None,
         "val_half_width": state.best_half_width if measured else None,
     }
+    return facts | {"figures": {CURVES: curves_in_words(identity(config), facts)}}
 
 
 def dry_run(config: MetaTrainConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, d
 from leokit.engine.pretraining import Labelled, Trainer
 from leokit.episodes import require_enough
 from leokit.errors import DataError, Interrupted, UsageError, disk_errors
-from leokit.figures.pretraining import draw_pretraining
+from leokit.figures.pretraining import draw_pretraining, pretraining_in_words
 from leokit.images.augmentation import Recipe
 from leokit.images.decoding import decoder
 from leokit.images.preprocess import Preprocessing
@@ -392,6 +392,24 @@ class _Training:
         lines = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
         best = next(line for line in reversed(lines) if line["epoch"] == progress.best_epoch)
         widths = dict(zip(self.layers, Layers(self.network.backbone, self.layers).widths, strict=True))
+        facts = {
+            "model": config.backbone,
+            "layer": progress.best_layer,
+            "dim": widths[progress.best_layer],
+            "preprocessing": self.preprocessing.to_plain(),
+            "trained_on": list(planned.classes),
+            "images": {
+                "train": len(planned.training),
+                "held_out": len(planned.held_out),
+                "val": len(planned.val),
+            },
+            "parameters": sum(value.numel() for value in self.network.backbone.parameters()),
+            "epochs": config.epochs,
+            "best_epoch": progress.best_epoch,
+            "select": planned.select,
+            "holdout_accuracy": best.get("holdout_accuracy"),
+            "few_shot": best.get("few_shot", {}).get(progress.best_layer),
+        }
         manifest.finish(
             self.folder,
             SCHEMA,
@@ -399,24 +417,7 @@ class _Training:
             self.inputs,
             results=[WEIGHTS],
             extras=[CONFIG, METRICS, STATE, CURVES],
-            facts={
-                "model": config.backbone,
-                "layer": progress.best_layer,
-                "dim": widths[progress.best_layer],
-                "preprocessing": self.preprocessing.to_plain(),
-                "trained_on": list(planned.classes),
-                "images": {
-                    "train": len(planned.training),
-                    "held_out": len(planned.held_out),
-                    "val": len(planned.val),
-                },
-                "parameters": sum(value.numel() for value in self.network.backbone.parameters()),
-                "epochs": config.epochs,
-                "best_epoch": progress.best_epoch,
-                "select": planned.select,
-                "holdout_accuracy": best.get("holdout_accuracy"),
-                "few_shot": best.get("few_shot", {}).get(progress.best_layer),
-            },
+            facts=facts | {"figures": {CURVES: pretraining_in_words(self.identified, facts)}},
             info=information(
                 started=self.started,
                 device=self.device,
