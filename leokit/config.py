@@ -69,6 +69,7 @@ COMMANDS = (  # the tables that a config file may have
     "uncertainty",
     "analyze",
     "table",
+    "report",
     "inspect",
     "verify",
     "splits-list",
@@ -582,6 +583,20 @@ class TableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Options of `leokit report`."""
+
+    format: Annotated[
+        Literal["html", "markdown"],
+        Outside(),
+        Doc("One HTML file with everything in it, or a Markdown file with links to the artifacts' pictures."),
+    ] = "html"
+    out: Annotated[Place, Doc("The file (default: WORK/report.html or report.md).")] = None
+    work: Work = DEFAULT_WORK
+    overwrite: Annotated[bool, Outside(), Doc("Replace a file that leokit report did not write.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchPretrainConfig:
     """Options of `leokit bench pretrain`."""
 
@@ -658,6 +673,7 @@ StageConfig = TypeVar(
     UncertaintyConfig,
     AnalyzeConfig,
     TableConfig,
+    ReportConfig,
     BenchPretrainConfig,
     BenchMetaTrainConfig,
     BenchEvalConfig,

@@ -393,6 +393,23 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 raise ArtifactError(f"{folder / name} {fault}: the artifact is damaged, make it again.")
 
 
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one file of an artifact, compared with its recorded hash.
+
+    Raises:
+        ArtifactError: the artifact has no such file, or it is missing or altered.
+    """
+    if name not in manifest.files:
+        raise ArtifactError(f"{folder} has no {name} among its files: it was made by another version of leokit.")
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{folder / name} cannot be read ({error.strerror}): make the artifact again.") from error
+    if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+        raise ArtifactError(f"{folder / name} was altered (its hash differs): the artifact is damaged, make it again.")
+    return data
+
+
 def file_faults(folder: Path, manifest: Manifest, on_file: Callable[[str], None] | None = None) -> dict[str, str]:
     """What is wrong with the files of an artifact, those outside of its id too, by their names.
 

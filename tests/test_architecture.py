@@ -17,6 +17,7 @@ FLOORS = [
     ("leokit.__main__", 6),
     ("leokit.stages", 5),
     ("leokit.figures", 5),
+    ("leokit.report", 5),
     ("leokit.engine", 4),
     ("leokit.episodes", 3),
     ("leokit.runs", 3),
@@ -46,6 +47,7 @@ HOMES = {
     "rich": ("leokit.cli",),
     "timm": ("leokit.backbones",),
     "matplotlib": ("leokit.figures",),
+    "jinja2": ("leokit.report",),
     "pyarrow": ("leokit.features", "leokit.tables"),
 }
 HEAVY = {"torch", "torchvision", "timm", "pyarrow", "sklearn", "matplotlib"}

@@ -19,6 +19,9 @@ from leokit.cli import (
     splits,
     table,
     uncertainty,
+    report,
+    splits,
+    table,
     verify,
 )
 from leokit.cli.options import add_command
@@ -32,6 +35,7 @@ from leokit.config import (
     InspectConfig,
     MetaTrainConfig,
     PretrainConfig,
+    ReportConfig,
     TableConfig,
     UncertaintyConfig,
     VerifyConfig,
@@ -80,6 +84,7 @@ add_command(app, "eval", EvalConfig, eval.command)
 add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
 add_command(app, "analyze", AnalyzeConfig, analyze.command)
 add_command(app, "table", TableConfig, table.command)
+add_command(app, "report", ReportConfig, report.command)
 add_command(app, "inspect", InspectConfig, inspect.command)
 add_command(app, "verify", VerifyConfig, verify.command)
 app.add_typer(splits.app, name="splits")
