@@ -25,3 +25,4 @@ for shots in 1 5; do
 done
 
 leokit eval "$WORK"/runs/{leo,anchored}-5way-1shot "$WORK"/runs/{leo,anchored}-5way-5shot --episodes "$EPISODES"
+leokit report

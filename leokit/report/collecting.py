@@ -17,6 +17,7 @@ from leokit.report.words import mapping
 
 SUMMARY = "summary.json"
 _ROOMS = ("runs", "eval", "uncertainty", "tables", "analysis", "search", "regression", "regression-eval")
+_ORDER = ("demo", "backbone", "features", "run", "eval", "uncertainty", "table")  # of kinds, as they are made
 _WITHOUT_FIGURES = ("demo", "features")  # their pictures are data
 _BROKEN = (LeokitError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
@@ -116,6 +117,7 @@ def collect(work: Path) -> Collection:
             for inner in _folders(folder):
                 if _is_artifact(inner):
                     _take(found, inner)
+    found.artifacts.sort(key=lambda artifact: _ORDER.index(artifact.kind) if artifact.kind in _ORDER else len(_ORDER))
     return found
 
 

@@ -7,10 +7,10 @@ from math import ceil, floor, log10
 from leokit.report.model import Dot, DotPlot
 from leokit.report.words import visible
 
-WIDTH = 520.0
+WIDTH = 460.0
 _TOP, _ROW, _BOTTOM = 8.0, 26.0, 40.0
-_LETTER, _GAP, _RIGHT = 7.4, 14.0, 58.0  # width of a letter of a name; room on the right for the number
-_LONGEST = 26  # letters of a name that is drawn
+_LETTER, _GAP, _RIGHT = 7.3, 14.0, 52.0  # width of a letter of a name; room on the right for the number
+_LONGEST = 22  # letters of a name that is drawn
 _TICKS = 5  # about
 
 

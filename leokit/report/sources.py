@@ -8,11 +8,12 @@ from typing import Any
 from leokit.evaluations import seen_sentence
 from leokit.report.collecting import Artifact, Collection
 from leokit.report.model import Block, Cell, Column, Commands, Facts, Fold, Note, Section, Table, Text
-from leokit.report.words import NOTHING, anything, count, get, listed, mapping, number, numbers, texts
+from leokit.report.words import NOTHING, anything, count, get, listed, mapping, number, numbers, plural, texts
 from leokit.splits import classes_seen, summarize_counts
 
 _LISTED = 1000  # classes at most that are listed
 _SHORT_ID = 12
+_FEW_COMMANDS = 12
 
 
 def seen_notes(found: Collection) -> list[Note]:
@@ -84,8 +85,7 @@ def provenance(found: Collection) -> list[Section]:
     inputs = {artifact.name: _inputs(found, artifact) for artifact in artifacts}
     blocks: list[Block] = [
         _overview(artifacts, inputs),
-        Text("The commands, in the order in which they ended; paths are as they were given."),
-        Commands(_commands(artifacts)),
+        *_commands(artifacts),
         *(Text(text) for text in _versions(artifacts)),
         Text(
             "Summaries, episodes and pictures were compared with their recorded hashes; features and weights were not: "
@@ -133,7 +133,7 @@ def _inputs(found: Collection, artifact: Artifact) -> str:
     names = []
     for role, entry in artifact.manifest.inputs.items():
         holder = _holder(found, entry.id)
-        names.append(f"{role} {entry.id[:_SHORT_ID]}, not here" if holder is None else holder.name)
+        names.append(f"{role} {entry.id[:_SHORT_ID]} (elsewhere)" if holder is None else holder.name)
     return "; ".join(dict.fromkeys(names)) or NOTHING
 
 
@@ -148,7 +148,7 @@ def _overview(artifacts: Sequence[Artifact], inputs: dict[str, str]) -> Table:
                 Cell(artifact.kind),
                 Cell(artifact.manifest.id[:_SHORT_ID], code=True),
                 Cell(inputs[artifact.name]),
-                Cell(str(info.get("created") or NOTHING).replace("+00:00", "Z")),
+                Cell(str(info.get("created") or NOTHING).replace("T", " ").replace("+00:00", " UTC")),
                 anything(info.get("device")),
                 number(info.get("seconds"), 1),
                 number(size, 2, scale=2**-20),
@@ -158,14 +158,18 @@ def _overview(artifacts: Sequence[Artifact], inputs: dict[str, str]) -> Table:
     return Table("Artifacts", columns, rows)
 
 
-def _commands(artifacts: Iterable[Artifact]) -> list[tuple[str, str]]:
-    """Each command once, with what it made."""
+def _commands(artifacts: Iterable[Artifact]) -> list[Block]:
+    """Each command once, with what it made; many are folded away."""
     made: dict[str, list[str]] = {}
     for artifact in sorted(artifacts, key=lambda artifact: str(artifact.manifest.info.get("created"))):
         command = artifact.manifest.info.get("command")
         if isinstance(command, list) and command:
             made.setdefault(_command(command), []).append(artifact.name)
-    return [(command, _some(names)) for command, names in made.items()]
+    lines = [(command, _some(names)) for command, names in made.items()]
+    title = f"{plural(len(lines), 'command')}, in the order in which they ended; paths are as they were given"
+    if len(lines) > _FEW_COMMANDS:
+        return [Fold(title, [Commands(lines)])]
+    return [Text(f"{title}:"), Commands(lines)] if lines else []
 
 
 def _some(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from leokit.report.collecting import Artifact, Collection, figures
 from leokit.report.model import Block, Cell, Figures, Fold, Section, Table, Text
 from leokit.report.words import anything, count, get, interval, mapping, numbers, plural, records, texts
 
+_FEW = 4  # folds that need no fold around them
 _Row = tuple[Artifact, str, str]  # a run, its method and its setting
 
 
@@ -29,10 +30,13 @@ def training(found: Collection, best: Container[str]) -> list[Section]:
     blocks: list[Block] = [_table(runs)]
     if pictures := [picture for artifact in shown for picture in figures(found, artifact)]:
         blocks.append(Figures(pictures))
-    for (method, setting), members in groupby(runs, key=lambda entry: entry[1:]):
-        others = [artifact for artifact, *_ in members if artifact not in shown]
-        if pictures := [picture for artifact in others for picture in figures(found, artifact)]:
-            blocks.append(Fold(f"{method}, {setting}: {plural(len(others), 'run')}", [Figures(pictures)]))
+    others = [row for row in runs if row[0] not in shown]
+    folds: list[Block] = []
+    for (method, setting), members in groupby(others, key=lambda row: row[1:]):
+        pictures = [picture for artifact, *_ in members for picture in figures(found, artifact)]
+        if pictures:
+            folds.append(Fold(f"{method}, {setting}: {plural(len(pictures), 'picture')}", [Figures(pictures)]))
+    blocks += [Fold(f"Learning curves of {plural(len(others), 'more run')}", folds)] if len(folds) > _FEW else folds
     return [Section("training", "Learning curves", blocks)]
 
 

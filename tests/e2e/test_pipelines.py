@@ -56,7 +56,10 @@ def test_quickstart_ends_with_a_table_and_restarts_at_once(bash):
         assert words in table
     second = bash("quickstart.sh", **size)
     assert second.stdout == first.stdout
-    assert second.stderr.count("Already done") == 10  # images, features, four runs and their tests
+    assert second.stderr.count("Already done") == 11  # images, features, four runs and their tests, the report
+    place = first.stdout.split()[-1]
+    assert place == "leokit-work/quickstart/report.html"
+    assert (tmp_path / place).read_bytes().startswith(b"<!doctype html>")
 
 
 PRETRAIN = "--backbone wrn10_1 --image-size 16 --epochs 1 --val-every 1 --val-episodes 10 --val-queries 5 --workers 0"
