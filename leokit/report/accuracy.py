@@ -215,7 +215,8 @@ def _highlight(setting: _Setting) -> list[Highlight]:
     if len(sound) > 1:
         lead = paired_difference(best.values, sound[1].values)
         ahead = interval(lead.mean, lead.half_width, scale=100, sign=True)
-        details.append(f"{ahead.text} {ahead.note} over {sound[1].method}, the next best, on the same episodes")
+        close = ": a lead within its interval" if lead.mean <= lead.half_width else ""
+        details.append(f"{ahead.text} {ahead.note} over {sound[1].method}, the next best, on the same episodes{close}")
     details.append(f"{summary['episodes']:,} episodes of {summary['classes']} {summary['split']} classes")
     return [Highlight(setting.label, 100 * best.mean, 100 * best.half_width, best.method, details)]
 

@@ -43,8 +43,8 @@ def assemble(found: Collection) -> Page:
     notes.append(Note("plain", _READ if tested.highlights else _NOTHING_TESTED))
     if found.troubles:
         sections.append(_troubles(found))
-        names = [trouble.name for trouble in found.troubles]
-        shown = listed(list(dict.fromkeys(names))) if len(names) <= 5 else plural(len(names), "artifact")
+        names = list(dict.fromkeys(trouble.name for trouble in found.troubles))
+        shown = listed(names) if len(names) <= 5 else plural(len(names), "artifact")
         notes.append(Note("warning", f"Not, or not wholly, in this report: {shown}. The reasons stand at the end."))
     return Page(
         title=found.work.resolve().name,
@@ -66,4 +66,4 @@ def _lead(found: Collection) -> str:
 def _troubles(found: Collection) -> Section:
     rows = [[Cell(trouble.name), Cell(trouble.text)] for trouble in found.troubles]
     table = Table("Artifacts of which nothing, or not all, is shown", [Column("artifact"), Column("why")], rows, False)
-    return Section("troubles", "Unfinished or damaged", [table])
+    return Section("troubles", "Not shown, and why", [table])

@@ -29,7 +29,7 @@ def generic(found: Collection) -> list[Section]:
             blocks = _blocks(found, artifact)
             parts += blocks if len(members) == 1 else [Part(artifact.name, blocks)]
         if parts:
-            sections.append(Section(f"other-{number}", _TITLES.get(kind, kind), parts))
+            sections.append(Section(f"other-{number}", _TITLES.get(kind, kind.capitalize()), parts))
     return sections
 
 

@@ -193,7 +193,7 @@ def _versions(artifacts: Sequence[Artifact]) -> list[str]:
         if libraries:
             words = f"{', '.join(libraries)}; Python {info.get('python')}; {info.get('platform')}."
             made.setdefault(words, []).append(artifact.name)
-    if len(made) == 1:
+    if len(made) == 1 and len(next(iter(made.values()))) == len(artifacts):
         return [f"All made with {words}" for words in made]
     return [f"{_some(names)} made with {words}" for words, names in made.items()]
 

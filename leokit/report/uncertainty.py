@@ -54,7 +54,6 @@ def _title(artifact: Artifact, summary: dict[str, Any]) -> str:
 def _blocks(found: Collection, artifact: Artifact, summary: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Text(_protocol(summary))]
     blocks += [table for table in (_calibration(summary),) if table]
-    blocks += [Text(_sentence(summary["interval"]))] if summary.get("interval") else []
     pictures = figures(found, artifact)
     blocks += [Figures(pictures)] if pictures else []
     if open_set := _open_set(summary):
@@ -75,22 +74,21 @@ def _blocks(found: Collection, artifact: Artifact, summary: dict[str, Any]) -> l
 
 def _protocol(summary: dict[str, Any]) -> str:
     """What was measured on what; what is not known is left out."""
-    parts = [
-        f"{count(summary.get('episodes')).text} episodes of {count(summary.get('classes')).text} "
-        f"{summary.get('split')} classes, {summary.get('queries')} queries of a class"
-    ]
+    parts = []
+    if is_number(summary.get("episodes")):
+        of = f" of {summary['classes']} {summary.get('split')} classes" if is_number(summary.get("classes")) else ""
+        parts.append(f"{count(summary['episodes']).text} episodes{of}")
+    if summary.get("queries") is not None:
+        parts.append(f"{summary['queries']} queries of a class")
     if is_number(summary.get("samples")):
         parts.append(f"{count(summary['samples']).text} posterior samples")
     if is_number(summary.get("calibration_episodes")):
         parts.append(f"temperatures fitted on {count(summary['calibration_episodes']).text} meta-val episodes")
     if is_number(summary.get("bins")):
         parts.append(f"{summary['bins']} bins")
-    return "; ".join(parts) + "."
-
-
-def _sentence(text: object) -> str:
-    words = str(text)
-    return f"Small print: {words}{'' if words.endswith('.') else '.'}"
+    if summary.get("interval"):
+        parts.append(f"intervals: {summary['interval']}")
+    return "; ".join(parts)
 
 
 def _calibration(summary: dict[str, Any]) -> Table | None:
