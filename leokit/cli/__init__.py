@@ -16,12 +16,10 @@ from leokit.cli import (
     inspect,
     meta_train,
     pretrain,
-    splits,
-    table,
-    uncertainty,
     report,
     splits,
     table,
+    uncertainty,
     verify,
 )
 from leokit.cli.options import add_command

@@ -48,7 +48,7 @@ def run_script(commands, script, *arguments, folder, **variables):
     return done
 
 
-def test_quickstart_ends_with_a_table_and_restarts_at_once(bash):
+def test_quickstart_ends_with_a_table_and_restarts_at_once(bash, tmp_path):
     size = {"PER_CLASS": "20", "SIZE": "32", "STEPS": "30", "EPISODES": "40"}
     first = bash("quickstart.sh", **size)
     table = first.stdout[first.stdout.rindex("Accuracy on test classes") :]
