@@ -111,17 +111,15 @@ def assess(probabilities: Floats, truth: Truth) -> Assessment:
 
 def _selective(risk: calibration.RiskCoverage, confidence: Floats, correct: Flags, truth: Truth) -> dict[str, Estimate]:
     """Area under the risk-coverage curve, and accuracy at each of `COVERAGES`."""
-    queries = len(truth.labels)
+    resampled = calibration.ResampledRisk(confidence, correct)
     at_once = max(1, _QUERIES_AT_ONCE // len(confidence))
-    areas, accuracies = [], []
+    parts = []
     for start in range(0, len(truth.weights), at_once):
-        weights = np.repeat(truth.weights[start : start + at_once], queries, 1)
-        some, at = calibration.resampled_risk(confidence, correct, weights)
-        areas.append(some)
-        accuracies.append(np.stack([at(coverage) for coverage in COVERAGES], 1))
-    by_coverage = np.concatenate(accuracies)
+        weights = np.repeat(truth.weights[start : start + at_once].astype(np.float32), len(truth.labels), 1)
+        parts.append(resampled.area_and_accuracies(weights, COVERAGES))
+    areas, by_coverage = (np.concatenate(values) for values in zip(*parts, strict=True))
     return {
-        "area_under_risk_coverage": _estimate(risk.area, np.concatenate(areas)),
+        "area_under_risk_coverage": _estimate(risk.area, areas),
         **{
             f"accuracy_at_{100 * coverage:.0f}_coverage": _estimate(risk.accuracy_at(coverage), by_coverage[:, index])
             for index, coverage in enumerate(COVERAGES)

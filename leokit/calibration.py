@@ -7,7 +7,7 @@ Queries of one episode share its support set and are not independent of each oth
 whole episodes (`episode_weights`), and conformal calibration takes one query of each.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -227,32 +227,32 @@ def risk_coverage(confidence: Floats, correct: Flags) -> RiskCoverage:
     return RiskCoverage(taken / len(order), cumulative / taken)
 
 
-def resampled_risk(confidence: Floats, correct: Flags, weights: Floats) -> tuple[Floats, Callable[[float], Floats]]:
-    """Area under the curve where each query counts `weights` times, for many resamples.
+class ResampledRisk:
+    """The risk-coverage curve where queries count several times or not at all, as episodes do in resamples."""
 
-    Args:
-        confidence: (n,).
-        correct: (n,).
-        weights: (R, n), how often each query is in each resample.
+    def __init__(self, confidence: Floats, correct: Flags) -> None:
+        """Sort queries by their confidence (n,); each has the mean risk of those of its confidence."""
+        self._order = np.argsort(-confidence, kind="stable")
+        _, starts, counts = np.unique(-confidence[self._order], return_index=True, return_counts=True)
+        means = np.add.reduceat((~correct[self._order]).astype(np.float64), starts) / counts
+        self._wrong = np.repeat(means, counts).astype(np.float32)
 
-    Returns:
-        The areas (R,), and a function from a coverage to the accuracies (R,) at it.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    _, starts, counts = np.unique(-confidence[order], return_index=True, return_counts=True)
-    wrong = np.repeat(np.add.reduceat((~correct[order]).astype(np.float64), starts) / counts, counts)
-    ordered = weights[:, order]
-    taken = ordered.cumsum(1)
-    risk = (ordered * wrong).cumsum(1) / np.maximum(taken, 1)
-    areas = (risk * ordered).sum(1) / taken[:, -1]
+    def area_and_accuracies(self, weights: NDArray[np.float32], coverages: Sequence[float]) -> tuple[Floats, Floats]:
+        """Areas under the curves (R,), and accuracies (R, coverages) on the most confident shares.
 
-    def accuracies(coverage: float) -> Floats:
-        wanted = np.ceil(coverage * taken[:, -1])
-        places = np.array([np.searchsorted(row, count) for row, count in zip(taken, wanted, strict=True)])
-        found: Floats = 1 - risk[np.arange(len(risk)), places]
-        return found
-
-    return areas, accuracies
+        Args:
+            weights: (R, n), how often each query is in each resample.
+            coverages: the shares.
+        """
+        ordered = weights[:, self._order]
+        taken = ordered.cumsum(1)  # whole numbers, which float32 holds exactly below 2²⁴
+        risk = (ordered * self._wrong).cumsum(1, dtype=np.float64)
+        risk /= np.maximum(taken, 1)
+        total = taken[:, -1:].astype(np.float64)
+        areas = np.einsum("rn,rn->r", risk, ordered) / total[:, 0]
+        wanted = np.ceil(total * np.asarray(coverages) - 1e-9)
+        places = np.stack([np.searchsorted(row, counts) for row, counts in zip(taken, wanted, strict=True)])
+        return np.asarray(areas), np.asarray(1 - np.take_along_axis(risk, places, 1))
 
 
 # Open sets

@@ -523,7 +523,7 @@ class UncertaintyConfig:
         int,
         Ge(0),
         Doc("Meta-val episodes that temperatures and prediction sets are fitted on (0: neither of them)."),
-    ] = 2000
+    ] = 1000
     bins: Annotated[int, Ge(2), Le(1000), Doc("Bins of confidence, of calibration errors.")] = 15
     resamples: Annotated[int, Ge(100), Doc("Resamples of episodes, for intervals.")] = 1000
     curve_shots: Annotated[
@@ -532,7 +532,7 @@ class UncertaintyConfig:
     label_noise: Annotated[
         str, Doc("Shares of support images under interchanged classes, with commas, for the same.")
     ] = "0.2,0.4"
-    curve_episodes: Annotated[int, Ge(2), Doc("Meta-test episodes of each point of it.")] = 200
+    curve_episodes: Annotated[int, Ge(2), Doc("Meta-test episodes of each point of it.")] = 100
     seed: Seed = 0
     device: Device = "auto"
     workers: Annotated[

@@ -148,10 +148,12 @@ def test_risk_of_resamples_is_that_of_repeated_queries():
     probabilities, labels = predictions(200)
     confidence, correct = probabilities.max(1), c.correct_of(probabilities, labels)
     weights = np.random.default_rng(0).integers(0, 4, (3, 200)).astype(float)
-    areas, accuracies = c.resampled_risk(confidence, correct, np.concatenate([weights, np.ones((1, 200))]))
+    resampled = c.ResampledRisk(confidence, correct)
+    rows = np.concatenate([weights, np.ones((1, 200))]).astype(np.float32)
+    areas, accuracies = resampled.area_and_accuracies(rows, [0.5, 0.8])
     whole = c.risk_coverage(confidence, correct)
-    assert (areas[-1], accuracies(0.8)[-1]) == (pytest.approx(whole.area), pytest.approx(whole.accuracy_at(0.8)))
-    for row, area, accuracy in zip(weights.astype(int), areas, accuracies(0.5), strict=False):
+    assert (areas[-1], accuracies[-1, 1]) == (pytest.approx(whole.area), pytest.approx(whole.accuracy_at(0.8)))
+    for row, area, accuracy in zip(weights.astype(int), areas, accuracies[:, 0], strict=False):
         order = np.argsort(-confidence)
         repeated = np.repeat(~correct[order], row[order])
         risks = repeated.cumsum() / np.arange(1, len(repeated) + 1)
