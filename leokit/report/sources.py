@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from leokit.evaluations import seen_sentence
+from leokit.manifest import SETS_OF_FILES
 from leokit.report.collecting import Artifact, Collection
 from leokit.report.model import Block, Cell, Column, Commands, Facts, Fold, Note, Section, Table, Text
 from leokit.report.words import NOTHING, anything, count, get, listed, mapping, number, numbers, plural, texts
@@ -133,7 +134,8 @@ def _inputs(found: Collection, artifact: Artifact) -> str:
     names = []
     for role, entry in artifact.manifest.inputs.items():
         holder = _holder(found, entry.id)
-        names.append(f"{role} {entry.id[:_SHORT_ID]} (elsewhere)" if holder is None else holder.name)
+        place = "" if role in SETS_OF_FILES else " (elsewhere)"
+        names.append(f"{role} {entry.id[:_SHORT_ID]}{place}" if holder is None else holder.name)
     return "; ".join(dict.fromkeys(names)) or NOTHING
 
 

@@ -24,11 +24,11 @@ class Browser:
 
     def __init__(self, write, read):
         self._write, self._read = write, read
-        self._buffer, self._number, self._session = b"", 0, None
+        self._buffer, self._number, self._page = b"", 0, None
         self._happened = []
         self.complaints, self.requests = [], []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._page = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -36,8 +36,8 @@ class Browser:
         """Call a method of the protocol; its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
+        if self._page:
+            message["sessionId"] = self._page
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._receive()
