@@ -68,6 +68,9 @@ COMMANDS = (  # the tables that a config file may have
     "eval",
     "uncertainty",
     "analyze",
+    "regress-train",
+    "regress-plot",
+    "regress-eval",
     "table",
     "report",
     "inspect",
@@ -596,6 +599,72 @@ class ReportConfig:
     overwrite: Annotated[bool, Outside(), Doc("Replace a file that leokit report did not write.")] = False
 
 
+class RegressTrainConfig:
+    """Options of `leokit regress train`; sizes, shots, noise and batch are the paper's, the rest is ours."""
+
+    out: Annotated[Place, Doc("Folder of the model (default: WORK/regression).")] = None
+    steps: Annotated[int, Ge(1), Doc("Meta-training steps, over which the learning rate falls to 0.")] = 4000
+    meta_batch: Annotated[int, Ge(1), Doc("Tasks of a step.")] = 12
+    shots: Annotated[int, Ge(1), Doc("Noisy points of a task (K).")] = 5
+    queries: Annotated[int, Ge(1), Doc("Further points of a task, for the meta-objective.")] = 15
+    samples: Annotated[int, Ge(1), Doc("Samples of codes and weights of each task of a step.")] = 4
+    objective: Annotated[
+        Literal["predictive", "expected"],
+        Doc(
+            "Of the samples: minus the logarithm of their mean likelihood (samples share out what is possible), or "
+            "their mean loss (eq. 6; samples crowd at the mean)."
+        ),
+    ] = "predictive"
+    inner_steps: Annotated[int, Ge(0), Doc("Adaptation steps in latent space.")] = 5
+    inner_lr: Annotated[float, Gt(0), Doc("Start of the learned step size in latent space.")] = 0.01
+    inner_clip: Annotated[float, Gt(0), Doc("Largest norm of an inner gradient.")] = 10.0
+    kl_weight: Annotated[float, Ge(0), Doc("Weight of the code's KL divergence, in nats a task (β).")] = 0.01
+    encoder_penalty_weight: Annotated[float, Ge(0), Doc("Weight of the encoder penalty (γ).")] = 0.0
+    outer_lr: Annotated[float, Gt(0), Doc("Learning rate of Adam at the start (η).")] = 1e-3
+    clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 1.0
+    clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 1.0
+    seed: Seed = 0
+    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+RegressionPlace = Annotated[Path | None, Outside(), Doc("The model (default: WORK/regression).")]
+RegressionSamples = Annotated[int, Ge(2), Le(10_000), Doc("Functions that are drawn for each task (S).")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressPlotConfig:
+    """Options of `leokit regress plot`."""
+
+    regression: RegressionPlace = None
+    out: Annotated[Place, Doc("Folder of the figure and its data (default: WORK/regression-plot).")] = None
+    tasks: Annotated[int, Ge(4), Doc("Tasks among which the four panels are chosen: the first ones of the test.")] = (
+        1000
+    )
+    samples: RegressionSamples = 40
+    seed: Seed = 0
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressEvalConfig:
+    """Options of `leokit regress eval`."""
+
+    regression: RegressionPlace = None
+    out: Annotated[Place, Doc("Folder of the result (default: WORK/regression-eval).")] = None
+    tasks: Annotated[int, Ge(2), Doc("Tasks drawn from both families alike.")] = 1000
+    ambiguous: Annotated[
+        int, Ge(2), Doc("Further ones: the first whose exact probability of either family is at least 10 %.")
+    ] = 100
+    queries: Annotated[int, Ge(1), Doc("Points of a task at which predictions are measured.")] = 50
+    samples: RegressionSamples = 100
+    seed: Seed = 0
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchPretrainConfig:
     """Options of `leokit bench pretrain`."""
@@ -674,6 +743,9 @@ StageConfig = TypeVar(
     AnalyzeConfig,
     TableConfig,
     ReportConfig,
+    RegressTrainConfig,
+    RegressPlotConfig,
+    RegressEvalConfig,
     BenchPretrainConfig,
     BenchMetaTrainConfig,
     BenchEvalConfig,

@@ -31,6 +31,7 @@ _MAKERS = {
     "leokit/eval": "leokit eval",
     "leokit/uncertainty": "leokit uncertainty",
     "leokit/analysis": "leokit analyze",
+    "leokit/regression": "leokit regress train",
 }
 
 

@@ -16,6 +16,7 @@ from leokit.cli import (
     inspect,
     meta_train,
     pretrain,
+    regress,
     report,
     splits,
     table,
@@ -85,6 +86,7 @@ add_command(app, "table", TableConfig, table.command)
 add_command(app, "report", ReportConfig, report.command)
 add_command(app, "inspect", InspectConfig, inspect.command)
 add_command(app, "verify", VerifyConfig, verify.command)
+app.add_typer(regress.app, name="regress")
 app.add_typer(splits.app, name="splits")
 app.add_typer(bench.app, name="bench")
 

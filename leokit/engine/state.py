@@ -54,10 +54,7 @@ def pack(state: State) -> tuple[Tensors, dict[str, Any]]:
     """A state as tensors and plain data, for `runs.save_state`."""
     tensors = {f"parameters/{name}": value for name, value in state.parameters.items()}
     tensors |= {f"best/{name}": value for name, value in state.best.items()}
-    for name, value in state.parameters.items():
-        for moment in _MOMENTS:
-            entry = state.optimiser.state.get(value)
-            tensors[f"{moment}/{name}"] = entry[moment] if entry else torch.zeros_like(value)
+    tensors |= pack_moments(state.parameters, state.optimiser)
     record = {
         "step": state.step,
         "best_step": state.best_step,
@@ -72,16 +69,9 @@ def pack(state: State) -> tuple[Tensors, dict[str, Any]]:
 
 def unpack(tensors: Tensors, record: dict[str, Any], config: MetaTrainConfig, device: torch.device) -> State:
     """The state that `pack` packed."""
-    groups: dict[str, Tensors] = {}
-    for path, value in tensors.items():
-        group, _, name = path.partition("/")
-        groups.setdefault(group, {})[name] = value
+    groups = by_group(tensors)
     state = _assemble(config, groups["parameters"], groups["best"], device)
-    for name, value in state.parameters.items():
-        state.optimiser.state[value] = {
-            "step": torch.tensor(float(record["step"]), device=device),
-            **{moment: groups[moment][name].to(device) for moment in _MOMENTS},
-        }
+    restore_moments(state.parameters, state.optimiser, groups, record["step"])
     state.step = record["step"]
     state.best_step = record["best_step"]
     state.best_accuracy = record["best_accuracy"]
@@ -90,3 +80,31 @@ def unpack(tensors: Tensors, record: dict[str, Any], config: MetaTrainConfig, de
     state.best_is_centred = record["best_is_centred"]
     state.sums = torch.tensor(record["sums"], dtype=torch.float64)
     return state
+
+
+def pack_moments(parameters: Tensors, optimiser: torch.optim.Adam) -> Tensors:
+    """Adam's two moments of each parameter, as `exp_avg/NAME` and `exp_avg_sq/NAME`; 0 before its first step."""
+    tensors = {}
+    for name, value in parameters.items():
+        entry = optimiser.state.get(value)
+        for moment in _MOMENTS:
+            tensors[f"{moment}/{name}"] = entry[moment] if entry else torch.zeros_like(value)
+    return tensors
+
+
+def by_group(tensors: Tensors) -> dict[str, Tensors]:
+    """Tensors named `GROUP/NAME`, by group and name."""
+    groups: dict[str, Tensors] = {}
+    for path, value in tensors.items():
+        group, _, name = path.partition("/")
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
+def restore_moments(parameters: Tensors, optimiser: torch.optim.Adam, groups: dict[str, Tensors], step: int) -> None:
+    """Give Adam the moments, by group and name, that it had after a number of steps."""
+    for name, value in parameters.items():
+        optimiser.state[value] = {
+            "step": torch.tensor(float(step), device=value.device),
+            **{moment: groups[moment][name].to(value.device) for moment in _MOMENTS},
+        }

@@ -1,0 +1,52 @@
+"""A trained regression model on disk; its folder is like that of a meta-training run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from leokit import manifest
+from leokit.config import RegressTrainConfig, build
+from leokit.manifest import Input, Manifest
+from leokit.runs import WEIGHTS, load_parameters
+
+SCHEMA = "leokit/regression@1"
+PLOT_SCHEMA = "leokit/regression-plot@1"
+EVAL_SCHEMA = "leokit/regression-eval@1"
+
+
+@dataclass(frozen=True)
+class RegressionModel:
+    """A finished model: how it was trained, and its tensors by name."""
+
+    folder: Path
+    manifest: Manifest
+    config: RegressTrainConfig
+    tensors: dict[str, Tensor]
+
+    @property
+    def id(self) -> str:
+        """The model's id."""
+        return self.manifest.id
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What later stages check."""
+        return self.manifest.facts
+
+    @property
+    def input(self) -> Input:
+        """The model as an input of another artifact."""
+        return Input(self.id, str(self.folder))
+
+
+def open_regression(folder: Path) -> RegressionModel:
+    """Open a finished model, after checking its files.
+
+    Raises:
+        ArtifactError: none there, unfinished, or altered.
+    """
+    found = manifest.read(folder, SCHEMA)
+    manifest.check_files(folder, found)
+    return RegressionModel(folder, found, build(RegressTrainConfig, found.config), load_parameters(folder / WEIGHTS))
