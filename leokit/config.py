@@ -654,7 +654,7 @@ class RegressEvalConfig:
 
     regression: RegressionPlace = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/regression-eval).")] = None
-    tasks: Annotated[int, Ge(2), Doc("Tasks drawn from both families alike.")] = 1000
+    tasks: Annotated[int, Ge(2), Doc("Tasks drawn from both families alike.")] = 500
     ambiguous: Annotated[
         int, Ge(2), Doc("Further ones: the first whose exact probability of either family is at least 10 %.")
     ] = 100

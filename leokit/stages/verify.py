@@ -166,6 +166,13 @@ def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: C
     config = build(MetaTrainConfig, found.config)
     if runs.WEIGHTS not in damaged:
         yield from _weights_faults(folder / runs.WEIGHTS, found.facts, config)
+    yield from _training_faults(folder, found, damaged, "meta-train")
+
+
+def _training_faults(folder: Path, found: Manifest, damaged: Collection[str], table: str) -> Iterator[str]:
+    """What is wrong with what a training leaves beside its weights: state, metrics and configuration."""
+    from leokit import runs
+
     if runs.STATE in found.files and runs.STATE not in damaged:
         try:
             runs.load_state(folder / runs.STATE)
@@ -175,7 +182,7 @@ def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: C
         yield from (f"{runs.METRICS}: {fault}" for fault in _metrics_faults(folder / runs.METRICS))
     if runs.CONFIG in found.files and runs.CONFIG not in damaged:
         given = {key: value for key, value in found.config.items() if value is not None}
-        changes = manifest.differences(given, read_toml(folder / runs.CONFIG, "meta-train"))
+        changes = manifest.differences(given, read_toml(folder / runs.CONFIG, table))
         if changes:
             yield f"{runs.CONFIG}: is not the configuration of the manifest ({'; '.join(changes)})"
 
@@ -185,22 +192,35 @@ def _weights_faults(path: Path, facts: Mapping[str, Any], config: MetaTrainConfi
     import torch
 
     from leokit.leo.learners import make_learner
-    from leokit.runs import CENTRE, load_parameters
+    from leokit.runs import CENTRE
+
+    fitting = make_learner(config, dim).initial(getattr(torch, config.dtype))
+    if facts.get("centred", config.centring):
+        fitting[CENTRE] = torch.zeros(dim)
+    yield from _tensor_faults(path, fitting, f"{dim} features and the configuration")
+
+
+def _tensor_faults(path: Path, fitting: Mapping[str, Any], what: str) -> Iterator[str]:
+    """What is wrong with tensors on disk: names or shapes that are not those of `fitting`, values that are no numbers.
+
+    Args:
+        path: of the file.
+        fitting: tensors of the right names and shapes.
+        what: asks for these shapes, in words.
+    """
+    from leokit.runs import load_parameters
 
     try:
         tensors = load_parameters(path)
     except LeokitError as error:
         yield f"{path.name}: {error}"
         return
-    fitting = make_learner(config, dim).initial(getattr(torch, config.dtype))
-    if facts.get("centred", config.centring):
-        fitting[CENTRE] = torch.zeros(dim)
     for name in sorted({*tensors, *fitting}):
         if name not in tensors or name not in fitting:
             yield f"{path.name}: {name} is {'missing' if name in fitting else 'nothing that the variant learns'}"
         elif tensors[name].shape != fitting[name].shape:
             shapes = f"{tuple(tensors[name].shape)} instead of {tuple(fitting[name].shape)}"
-            yield f"{path.name}: {name} has the shape {shapes}, which {dim} features and the configuration ask for"
+            yield f"{path.name}: {name} has the shape {shapes}, which {what} ask for"
         elif not tensors[name].isfinite().all():
             yield f"{path.name}: {name} has values that are not finite"
 
@@ -301,6 +321,56 @@ def _backbone_faults(
             yield f"{MANIFEST}: says {found.facts['dim']} features, and the backbone gives {dim}"
 
 
+def _regression_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterator[str]:
+    """What is wrong with the contents of a regression model."""
+    from leokit import runs
+    from leokit.leo.regression import initial_tensors
+
+    if runs.WEIGHTS not in damaged:
+        yield from _tensor_faults(folder / runs.WEIGHTS, initial_tensors(0, inner_lr=1.0), "its networks")
+    yield from _training_faults(folder, found, damaged, "regress-train")
+
+
+def _regression_eval_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterator[str]:
+    """What is wrong with the contents of an evaluation of regression: its rows must give its summary."""
+    if damaged:
+        return
+    summary = json.loads((folder / "summary.json").read_bytes())
+    table = read_table(folder / "tasks.parquet")
+    drawn = np.array(table.column("chosen").to_pylist()) == "drawn"
+    predictives = np.array(table.column("predictive").to_pylist())
+    for predictive, told in summary["predictives"].items():
+        rows = drawn & (predictives == predictive)
+        if int(rows.sum()) != summary["tasks"]:
+            yield f"tasks.parquet: {predictive!r} has {int(rows.sum())} rows instead of {summary['tasks']}"
+            continue
+        means = {name: told[name]["mean"] for name in summary["metrics"]}
+        means |= {f"inside_{level}": entry["mean"] for level, entry in told["coverage"].items()}
+        for name, mean in means.items():
+            given = float(table.column(name).to_numpy()[rows].mean())
+            if not np.isclose(given, mean, rtol=1e-9, atol=1e-12):
+                yield f"summary.json: {name} of {predictive!r} is {mean}, but its tasks give {given}"
+
+
+def _regression_plot_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterator[str]:
+    """What is wrong with the data of a figure of functions: each panel's samples must be there."""
+    if damaged:
+        return
+    panels = json.loads((folder / "panels.json").read_bytes())
+    table = read_table(folder / "functions.parquet")
+    tasks, samples = table.column("task").to_numpy(), table.column("sample").to_numpy()
+    for panel in panels:
+        there = len(np.unique(samples[tasks == panel["task"]]))
+        if there != panel["samples"]:
+            yield f"functions.parquet: task {panel['task']} has {there} samples instead of {panel['samples']}"
+
+
 _CHECKS: dict[str, Check] = {
     "leokit/backbone@1": _backbone_faults,
     "leokit/features@1": _features_faults,
@@ -308,4 +378,7 @@ _CHECKS: dict[str, Check] = {
     "leokit/eval@1": _eval_faults,
     "leokit/analysis@1": _analysis_faults,
     "leokit/demo@1": _demo_faults,
+    "leokit/regression@1": _regression_faults,
+    "leokit/regression-plot@1": _regression_plot_faults,
+    "leokit/regression-eval@1": _regression_eval_faults,
 }

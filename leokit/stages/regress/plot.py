@@ -17,7 +17,7 @@ from leokit.provenance import information
 from leokit.regression import measures, scoring
 from leokit.regression.models import PLOT_SCHEMA, RegressionModel, open_regression
 from leokit.regression.posterior import exact_posterior, sine_probabilities
-from leokit.regression.tasks import DOMAIN, FAMILIES, Floats, Tasks
+from leokit.regression.tasks import FAMILIES, Floats, Ints, Tasks
 from leokit.tables import write_table
 
 FIGURE, SAMPLES, PANELS = "functions.png", "functions.parquet", "panels.json"
@@ -48,8 +48,8 @@ def run(
     """Draw four test tasks with samples of the model's functions.
 
     Chosen by the points alone: of the first `tasks` test tasks the sine and the line that are certain (the exact
-    posterior gives the other family less than 1 %) and have the widest stretch without points, and the two whose exact
-    probabilities are nearest to one half.
+    posterior gives the other family less than 1 %) and whose points are farthest from some place of the domain, and the
+    two whose exact probabilities are nearest to one half.
 
     Args:
         config: of the figure.
@@ -102,13 +102,12 @@ def dry_run(config: RegressPlotConfig) -> dict[str, Any]:
     }
 
 
-def choose(tasks: Tasks, probability: Floats) -> Any:
+def choose(tasks: Tasks, probability: Floats) -> Ints:
     """Rows (4,) of the tasks that are shown, see `run`; probability (B,) is the exact one of a sine."""
-    inside = np.sort(np.clip(tasks.inputs, *DOMAIN), axis=1)
-    edges = np.pad(inside, ((0, 0), (1, 1)), constant_values=((0, 0), DOMAIN))
-    widest = np.diff(edges, axis=1).max(1)
+    places = np.broadcast_to(measures.family_grid(), (len(probability), len(measures.family_grid())))
+    farthest = measures.nearest_distance(places, tasks.inputs).max(1)
     certain = [probability > 1 - scoring.CLEAR, probability < scoring.CLEAR]
-    clear = [int(np.argmax(np.where(sure, widest, -1.0))) for sure in certain]
+    clear = [int(np.argmax(np.where(sure, farthest, -1.0))) for sure in certain]
     unclear = np.argsort(np.abs(probability - 0.5), kind="stable")
     return np.array([*clear, *[row for row in unclear.tolist() if row not in clear][:2]])
 
