@@ -599,6 +599,7 @@ class ReportConfig:
     overwrite: Annotated[bool, Outside(), Doc("Replace a file that leokit report did not write.")] = False
 
 
+@dataclass(frozen=True, kw_only=True)
 class RegressTrainConfig:
     """Options of `leokit regress train`; sizes, shots, noise and batch are the paper's, the rest is ours."""
 
