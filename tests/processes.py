@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FORKED = multiprocessing.get_context("forkserver")
-_STAGES = ("demo", "extract", "pretrain", "meta_train", "evaluate", "paper_table")
+_STAGES = ("demo", "extract", "pretrain", "meta_train", "evaluate", "paper_table", "report")
 FORKED.set_forkserver_preload(["timm", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__])
 HAS_PROC = Path("/proc/self/fd").exists()
 _CLIENT = """#!{python} -IS
