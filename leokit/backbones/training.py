@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import timm.layers
 import timm.loss
 import timm.optim
 import timm.scheduler
@@ -110,6 +111,13 @@ def make_average(network: nn.Module, decay: float) -> Any:
     """A moving average of a network's weights (timm's `ModelEmaV3`): `update(network, step=…)`, `module`."""
     make: Any = timm.utils.ModelEmaV3  # type: ignore[attr-defined]
     return make(network, decay=decay)
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """A network with batch norm over the images of all ranks, on CUDA; timm's kind keeps its activation."""
+    convert: Any = timm.layers.convert_sync_batchnorm
+    converted: nn.Module = convert(network)
+    return converted
 
 
 def make_loss(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:

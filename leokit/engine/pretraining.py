@@ -1,6 +1,6 @@
 """Pre-train a backbone to tell classes apart: the steps, their state, and what is measured on the way."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
@@ -33,7 +33,7 @@ from leokit.metrics import mean_interval
 _AGREE_EVERY = 10  # steps between the ranks' agreements on whether to stop
 _CHECK_EVERY = 50  # steps between looks at the loss on an accelerator
 _EVALUATION_BATCH = 256
-SHOTS = (1, 5)  # of the few-shot accuracies, beside those that select
+SHOTS = (1, 5)  # of the few-shot accuracies, beside those that select, where there are images enough
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Labelled:
     pixels: Pixels
     labels: NDArray[np.int64]  # (n,)
     classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
 
 
 @dataclass
@@ -309,28 +314,34 @@ class Trainer:
             "holdout_accuracy": float((logits.argmax(1) == labels).float().mean()),
         }
 
-    def few_shot(self, labelled: Labelled, layers: tuple[str, ...]) -> dict[str, Any]:
-        """Accuracy of nearest class mean on episodes of other classes, by layer and shots, with its half width."""
+    def few_shot(self, labelled: Labelled, layers: tuple[str, ...], shots: Sequence[int]) -> dict[str, Any]:
+        """Accuracy of nearest class mean on episodes of other classes, by layer and shots, with its half width.
+
+        Args:
+            labelled: images of these classes, in their order; `require_enough` holds for them.
+            layers: whose features are measured.
+            shots: each K that is measured.
+        """
         network = Layers(self.evaluated().backbone, layers)
         features = self._embedded(labelled, lambda images: torch.cat(network(images), 1))
-        counts = np.bincount(labelled.labels, minlength=len(labelled.classes))
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.concatenate([[0], np.cumsum(labelled.counts)])
+        widths = network.widths(self.recipe.size)
         found: dict[str, Any] = {}
-        for layer, part in zip(layers, torch.split(features, network.widths, 1), strict=True):
+        for layer, part in zip(layers, torch.split(features, widths, 1), strict=True):
             table = FeatureTable(part.numpy(), list(labelled.classes), offsets)
             matrix = FeatureMatrix(table, device=self.device)
             sampler = EpisodeSampler(matrix.offsets, ways=self.config.val_ways, seed=0, purpose="selection")
             found[layer] = {}
-            for shots in sorted({*SHOTS, self.config.val_shots}):
+            for count in shots:
                 scores = score(
                     matrix,
                     sampler,
                     {"class-mean": lambda support, numbers: class_mean(support)},
-                    shots=shots,
+                    shots=count,
                     queries=self.config.val_queries,
                     episodes=self.config.val_episodes,
                 )
-                found[layer][f"{shots}shot"] = list(mean_interval(scores["class-mean"]))
+                found[layer][f"{count}shot"] = list(mean_interval(scores["class-mean"]))
         return found
 
     def consider(self, accuracy: float, half_width: float, layer: str) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from leokit.backbones.training import synchronised
 from leokit.errors import UsageError
 
 
@@ -94,8 +95,7 @@ def share_over_ranks(module: nn.Module, *, rank: int, size: int, device: torch.d
     if size == 1:
         return module
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
+        return synchronised(module)
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = BatchNormOverRanks

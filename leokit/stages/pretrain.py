@@ -24,7 +24,7 @@ from leokit.distributed import Job, World
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.logbook import cut_back, logged
 from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, decode_all
-from leokit.engine.pretraining import Labelled, Trainer
+from leokit.engine.pretraining import SHOTS, Labelled, Trainer
 from leokit.episodes import require_enough
 from leokit.errors import DataError, Interrupted, UsageError, disk_errors
 from leokit.figures.pretraining import draw_pretraining
@@ -113,18 +113,30 @@ def plan(config: PretrainConfig) -> Plan:
         for image in of_split["val"][name][: config.val_images]
     ]
     if select == "few-shot":
-        require_enough(
-            list(val_classes),
-            np.array([min(len(of_split["val"][name]), config.val_images) for name in val_classes]),
-            split="val",
-            ways=config.val_ways,
-            shots=config.val_shots,
-            queries=config.val_queries,
-            options="--val-shots or --val-queries",
-        )
+        counts = np.bincount([number for _, number in val], minlength=len(val_classes))
+        _require_episodes(config, val_classes, counts, config.val_shots)
     listed = [[image, tree.size(image)] for part in (training, held_out, val) for image, _ in part]
     images_id = manifest.hash_text(manifest.canonical_json(listed))
     return Plan(tree, splits, classes, tuple(training), tuple(held_out), tuple(val), val_classes, images_id, select)
+
+
+def _require_episodes(config: PretrainConfig, classes: Sequence[str], counts: NDArray[np.int64], shots: int) -> None:
+    """Check that episodes of these classes can be made.
+
+    Raises:
+        DataError: too few classes, or a class with too few images.
+    """
+    limited = len(counts) and counts.min() == config.val_images
+    require_enough(
+        classes,
+        counts,
+        split="val",
+        ways=config.val_ways,
+        shots=shots,
+        queries=config.val_queries,
+        options=f"--val-shots or --val-queries{', raise --val-images' * bool(limited)}",
+        ways_option="--val-ways",
+    )
 
 
 def _select(config: PretrainConfig, *, with_val: bool) -> str:
@@ -202,7 +214,10 @@ class _Training:
         self.network = _network(config, len(self.plan.classes))
         self.preprocessing = preprocessing_of(self.network.backbone, config.image_size)
         wanted = config.layer.split(",") if config.layer else default_layers(self.network.backbone)
-        self.layers = Layers(self.network.backbone, tuple(wanted)).names
+        layers = Layers(self.network.backbone, tuple(wanted))
+        self.layers = layers.names
+        self.widths = dict(zip(self.layers, layers.widths(self.preprocessing.image_size), strict=True))
+        self.shots: tuple[int, ...] = ()  # that episodes of the meta-val images can have
         self.config = replace(config, select=self.plan.select, layer=",".join(self.layers))  # type: ignore[arg-type]
         self.identified = {
             **identity(self.config),
@@ -244,6 +259,7 @@ class _Training:
     def _train(self, job: Job, stopped: Callable[[], bool]) -> None:
         config, first = self.config, self.place.rank == 0
         with self._images(stopped) as (training, held_out, val):
+            self.shots = self._measurable(val)
             trainer = Trainer(
                 config,
                 self.network,
@@ -304,8 +320,8 @@ class _Training:
         found: dict[str, Any] = {}
         if len(held_out.labels):
             found |= trainer.held_out(held_out)
-        if len(val.labels):
-            found["few_shot"] = trainer.few_shot(val, self.layers)
+        if self.shots:
+            found["few_shot"] = trainer.few_shot(val, self.layers, self.shots)
         select, key = self.plan.select, f"{self.config.val_shots}shot"
         if select == "few-shot":
             for layer, accuracies in found["few_shot"].items():
@@ -319,6 +335,26 @@ class _Training:
             trainer.progress.best_accuracy = -1.0
             trainer.consider(0.0, 0.0, self.layers[0])
         return found
+
+    def _measurable(self, val: Labelled) -> tuple[int, ...]:
+        """Shots for which few-shot accuracy can be measured.
+
+        Raises:
+            DataError: those that select are not among them.
+        """
+        config, found = self.config, []
+        missing: dict[str, list[str]] = {}  # by the reason
+        for shots in sorted({*SHOTS, config.val_shots}) if val.classes else ():
+            try:
+                _require_episodes(config, val.classes, val.counts, shots)
+                found.append(shots)
+            except DataError as error:
+                if self.plan.select == "few-shot" and shots == config.val_shots:
+                    raise
+                missing.setdefault(str(error), []).append(f"{shots}-shot")
+        for reason, names in missing.items():
+            self.on_message(f"The {' and '.join(names)} accuracy on meta-val is not measured. {reason}")
+        return tuple(found)
 
     def _keep(self, trainer: Trainer) -> None:
         if self.place.rank == 0:
@@ -391,7 +427,6 @@ class _Training:
         save_parameters(self.folder / WEIGHTS, progress.best)
         lines = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
         best = next(line for line in reversed(lines) if line["epoch"] == progress.best_epoch)
-        widths = dict(zip(self.layers, Layers(self.network.backbone, self.layers).widths, strict=True))
         manifest.finish(
             self.folder,
             SCHEMA,
@@ -402,7 +437,7 @@ class _Training:
             facts={
                 "model": config.backbone,
                 "layer": progress.best_layer,
-                "dim": widths[progress.best_layer],
+                "dim": self.widths[progress.best_layer],
                 "preprocessing": self.preprocessing.to_plain(),
                 "trained_on": list(planned.classes),
                 "images": {

@@ -208,6 +208,8 @@ def _parent(pid):
         ("none", ("--batch-size", 9, "--accumulate", 2), 2, "multiple of --accumulate 2"),
         ("none", ("--holdout", 0, "--select", "supervised"), 2, "no images are held out"),
         ("none", ("--val-shots", 7), 3, "'n00000006' of the val split has 8 images"),
+        ("none", ("--val-ways", 6), 3, "lower --val-ways"),
+        ("none", ("--val-images", 2), 3, "raise --val-images"),
         ("none", ("--lr", 1e30), 1, "is not finite"),
         ("broken", (), 3, "could not be read"),
     ],
@@ -225,6 +227,27 @@ def test_bad_input_is_a_clear_error(leokit, images, tmp_path, change, options, c
     if change == "broken":
         done = leokit(*TRAIN, "--max-failures", 2)
         assert "2 of 88 images could not be read, as n00000000/3.png (not an image" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "few_shot", "said"),
+    [
+        (("--val-queries", 4), ["1shot"], "The 5-shot accuracy on meta-val is not measured. Class 'n00000006'"),
+        (("--val-ways", 6), None, "The 1-shot and 5-shot accuracy on meta-val is not measured. The val split has 5"),
+    ],
+)
+def test_what_too_few_images_allow_is_measured(leokit, images, tmp_path, options, few_shot, said):
+    """Support and query images would be the same ones, or there would be none to draw."""
+    done = leokit(*TRAIN, "--epochs", 1, "--select", "supervised", *options)
+    assert said in " ".join(done.stderr.split())
+    facts = json.loads((tmp_path / "leokit-work/backbone/manifest.json").read_text())["facts"]
+    assert (facts["few_shot"] and list(facts["few_shot"])) == few_shot
+
+
+def test_episodes_that_unreadable_images_leave_no_room_for_are_refused(leokit, images):
+    (images / "n00000007/3.png").write_bytes(b"no image")
+    more = ("--epochs", 1, "--max-failures", 1, "--val-shots", 5, "--val-queries", 3)
+    assert "'n00000007' of the val split has 7 images" in leokit(*TRAIN, *more, code=3).stderr
 
 
 def test_other_options_than_it_was_begun_with_are_refused(leokit, images):

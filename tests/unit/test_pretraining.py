@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from leokit.backbones import preprocessing_of
+from leokit.backbones import Layers, preprocessing_of
 from leokit.backbones.training import new_network
 from leokit.config import PretrainConfig
 from leokit.distributed import Job, World
 from leokit.engine.pixels import FromDisk, InMemory
 from leokit.engine.pretraining import Labelled, Trainer
-from leokit.engine.ranks import SharedDropout
+from leokit.engine.ranks import SharedDropout, share_over_ranks
 from leokit.engine.steps import Diverged
 from leokit.errors import DataError, LeokitError, UsageError
 from leokit.images.augmentation import Recipe
@@ -187,11 +187,33 @@ def test_out_of_memory_says_what_helps():
 
 def test_few_shot_accuracy_by_layers():
     made = trainer()
-    found = made.few_shot(TRAINING, ("group3.block1", "group3.block1.relu", "pooled"))
+    found = made.few_shot(TRAINING, ("group3.block1", "group3.block1.relu", "pooled"), (1, 2, 5))
     assert list(found) == ["group3.block1", "group3.block1.relu", "pooled"]
     assert list(found["pooled"]) == ["1shot", "2shot", "5shot"]
     assert found["pooled"]["2shot"] == found["group3.block1.relu"]["2shot"]  # of the last block they are one
     assert found["group3.block1"]["5shot"][0] > 0.5  # tones are told apart before any training
+
+
+def test_layers_are_as_wide_as_what_they_give():
+    """The features of this model are widened before the classifier, which timm's `num_features` leaves out."""
+    config = replace(CONFIG, backbone="mobilenetv3_small_050")
+    made = trainer(config)
+    layers = ("pooled", "blocks.3")
+    widths = Layers(made.network.backbone, layers).widths(16)
+    assert widths == [
+        vectors.shape[1] for vectors in Layers(made.network.backbone.eval(), layers)(torch.zeros(1, 3, 16, 16))
+    ]
+    assert widths[0] == made.network.classifier.in_features
+    assert list(made.few_shot(TRAINING, layers, (1,))) == list(layers)
+
+
+def test_shared_over_the_ranks_of_gpus_a_network_is_the_same():
+    network = new_network("mobilenetv3_small_050", 5, image_size=16, dropout=0.0, rotation=False, seed=0).eval()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = network(images)[0]
+    shared = share_over_ranks(network, rank=0, size=2, device=torch.device("cuda"))
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in shared.modules()) == 34
+    assert torch.equal(shared(images)[0], expected)
 
 
 def test_the_average_is_what_is_measured():
