@@ -206,7 +206,12 @@ class PretrainConfig:
     warmup_epochs: Annotated[int, Ge(0), Doc("Epochs in which the learning rate rises to --lr.")] = 0
     label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("Share of the target that all classes share.")] = 0.0
     rotation_weight: Annotated[
-        float, Ge(0), Doc("Weight of guessing by which quarter an image was turned (0: none is turned).")
+        float,
+        Ge(0),
+        Doc(
+            "Weight of guessing by which quarter an image was turned (0: none is turned). The class is guessed of the "
+            "turned images too, unlike Gidaris et al. (2019), who show upright ones for it beside."
+        ),
     ] = 0.0
     dropout: Annotated[float, Ge(0), Lt(1), Doc("In the blocks of a wrn; of others, before the classifier.")] = 0.0
     ema: Annotated[

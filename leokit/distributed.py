@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from leokit.config import default_workers
 from leokit.errors import LeokitError, UsageError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=14)  # a rank may be done long before the others
+_STEP_PATIENCE = timedelta(minutes=30)  # for a step that all take together: only a rank that is gone is as late
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,16 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
 class Job:
     """The ranks of a job; each method returns when every rank has called it.
 
+    Attributes:
+        steps: torch's group of the ranks for what they exchange in steps that they take together; None where nothing.
+
     Raises:
         LeokitError: another rank has ended before its time.
     """
 
-    def __init__(self, size: int = 1) -> None:
+    def __init__(self, size: int = 1, steps: Any = None) -> None:
         self._size = size
+        self.steps = steps
 
     def wait(self) -> None:
         """Wait for every rank."""
@@ -89,23 +94,41 @@ class Job:
         import torch.distributed as group
 
         values: list[Any] = [None] * self._size
-        try:
+        with _ended_early():
             group.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise LeokitError(
-                "Another rank of the job has ended before its time; its own message says why. The same command goes on "
-                "after what was finished."
-            ) from error
         return values
 
     def from_first(self, value: T) -> T:
-        """What rank 0 has given."""
-        return self.gather(value)[0]
+        """What rank 0 has given; rank 0 itself does not wait for the others."""
+        if self._size == 1:
+            return value
+        import torch.distributed as group
+
+        values = [value]
+        with _ended_early():
+            group.broadcast_object_list(values, src=0)
+        return values[0]
 
 
 @contextmanager
-def joined(place: World, *, cuda: bool = False) -> Iterator[Job]:
-    """Join the ranks of a job; with `cuda` they also exchange what lies on their GPUs."""
+def _ended_early() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise LeokitError(
+            "Another rank of the job has ended before its time; its own message says why. The same command goes on "
+            "after what was finished."
+        ) from error
+
+
+@contextmanager
+def joined(place: World, *, steps: Literal["gloo", "nccl"] | None = None) -> Iterator[Job]:
+    """Join the ranks of a job.
+
+    Args:
+        place: of this process.
+        steps: by what they exchange tensors in steps that they take together, if they do: NCCL between GPUs.
+    """
     if place.size == 1:
         yield Job()
         return
@@ -114,9 +137,9 @@ def joined(place: World, *, cuda: bool = False) -> Iterator[Job]:
     method = f"tcp://{place.address}"
     if "TORCHELASTIC_RUN_ID" in os.environ:
         method = "env://"  # torchrun's own store is listening at the address
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    group.init_process_group(backend, init_method=method, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
+    group.init_process_group("gloo", init_method=method, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
     try:
-        yield Job(place.size)
+        together = None if steps is None else group.new_group(backend=steps, timeout=_STEP_PATIENCE)
+        yield Job(place.size, together)
     finally:
         group.destroy_process_group()

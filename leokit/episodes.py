@@ -209,6 +209,7 @@ def require_enough(
     shots: int,
     queries: int | None,
     options: str = "--shots or --queries",
+    ways_option: str = "--ways",
 ) -> None:
     """Check that every episode of the given size can be made; `options` are those that would make it smaller.
 
@@ -216,7 +217,9 @@ def require_enough(
         DataError: too few classes, or a class with too few images, named with its count.
     """
     if len(classes) < ways:
-        raise DataError(f"The {split} split has {len(classes)} classes, {ways}-way episodes need {ways}: lower --ways.")
+        raise DataError(
+            f"The {split} split has {len(classes)} classes, {ways}-way episodes need {ways}: lower {ways_option}."
+        )
     needed = shots + (1 if queries is None else queries)
     short = [number for number, count in enumerate(counts) if count < needed]
     if short:

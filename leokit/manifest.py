@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 SETS_OF_FILES = ("images", "source")  # roles of inputs that are no artifacts, though an image tree may lie in one
 _MAKERS = {
+    "leokit/backbone": "leokit pretrain",
     "leokit/features": "leokit extract` or `leokit import",
     "leokit/run": "leokit meta-train",
     "leokit/eval": "leokit eval",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from leokit.backbones.wrn import RELU, WideResNet
@@ -33,13 +34,18 @@ class Layers(nn.Module):
         inner = [name.removesuffix(RELU) for name in names if name != POOLED]
         self._indices = sorted({_blocks(model).index(name) for name in inner})
 
-    @property
-    def widths(self) -> list[int]:
-        """Length of the vector of each layer (D)."""
-        information: Any = getattr(self._model, "feature_info", [])
-        widths = {entry["module"]: int(entry["num_chs"]) for entry in information}
-        model: Any = self._model
-        return [widths.get(name.removesuffix(RELU), int(model.num_features)) for name in self.names]
+    def widths(self, side: int) -> list[int]:
+        """Length of the vector of each layer (D), as a black image of `side` pixels gives it.
+
+        What timm notes of a model is not always what it gives: the features of some are widened before the classifier.
+        """
+        training, device = self._model.training, next(self._model.parameters()).device
+        self.eval()
+        try:
+            with torch.inference_mode():
+                return [vector.shape[1] for vector in self(torch.zeros(1, 3, side, side, device=device))]
+        finally:
+            self.train(training)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class."""

@@ -49,6 +49,7 @@ def load(
     views: Views = "center",
     jpeg_scaling: bool = False,
     decoder: Literal["pillow", "torchvision"] = "pillow",
+    weights_size: int | None = None,
 ) -> Backbone:
     """A backbone on the CPU, ready to embed.
 
@@ -64,6 +65,7 @@ def load(
         precision: of the computation.
         compile: whether to compile the model.
         views: see `Preprocessing`; likewise jpeg_scaling, decoder.
+        weights_size: side of the images that the model was fitted to when the weights were trained (default: its own).
 
     Raises:
         UsageError: unknown backbone or weights, or a value that does not go with them.
@@ -76,6 +78,8 @@ def load(
     source, tensors = _tensors(name, weights)
     module = _pretrained(name) if tensors is None else timm.create_model(name, num_classes=0)
     config = _config(module)
+    if weights_size is not None:
+        fit_to(module, name, weights_size)
     if tensors is not None:
         fill(module, tensors, classifiers=_classifiers(config), source=_describe(source, weights))
     digest = hash_tensors(module.state_dict())
@@ -85,7 +89,7 @@ def load(
     preprocessing = replace(
         _preprocessing(module, config, image_size, given), views=views, jpeg_scaling=jpeg_scaling, decoder=decoder
     )
-    _set_input_size(module, name, config, preprocessing.image_size)
+    fit_to(module, name, preprocessing.image_size, now=weights_size)
     layer = layer or default_layers(module)[0]
     if layer != POOLED:
         module = Tap(module, layer)
@@ -243,11 +247,22 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _set_input_size(module: nn.Module, name: str, config: Mapping[str, Any], size: int) -> None:
-    """Fit a model that is built for one size of images, as most vision transformers, to another one."""
-    if not config.get("fixed_input_size") or tuple(config["input_size"][1:]) == (size, size):
-        return
+def fit_to(module: nn.Module, name: str, size: int, *, now: int | None = None) -> None:
+    """Fit a model that is built for one size of images, as most vision transformers, to another one.
+
+    Args:
+        module: of timm.
+        name: of the model, for messages.
+        size: that its images shall have, in pixels.
+        now: that it is fitted to already, where that is not its own.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    config = _config(module)
     native = config["input_size"][1]
+    if not config.get("fixed_input_size") or size == (now or native):
+        return
     fit: Any = getattr(module, "set_input_size", None)
     if fit is None:
         raise UsageError(f"image_size = {size}: {name} takes images of {native} pixels only.")

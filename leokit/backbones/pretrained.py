@@ -43,4 +43,5 @@ def load_pretrained(folder: Path, **options: Any) -> Backbone:
     chosen = {**options, **{key: value for key, value in recorded.items() if options.get(key) is None}}
     for key in ("mean", "std"):
         chosen[key] = tuple(chosen[key])
-    return load(facts["model"], str(folder / WEIGHTS), **{**chosen, "trained_on": list(facts["trained_on"])})
+    chosen |= {"trained_on": list(facts["trained_on"]), "weights_size": recorded["image_size"]}
+    return load(facts["model"], str(folder / WEIGHTS), **chosen)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import timm.layers
 import timm.loss
 import timm.optim
 import timm.scheduler
@@ -12,22 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from leokit.backbones.loading import check_name
+from leokit.backbones.loading import check_name, fit_to, preprocessing_of
 from leokit.errors import UsageError
 
 
 class Heads(nn.Module):
     """A backbone and what is guessed from its features: the class and, where wanted, by which quarter it was turned."""
 
-    def __init__(self, backbone: nn.Module, dim: int, classes: int, *, rotation: bool) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, classes: int, *, rotation: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(dim, classes)
         self.rotation = nn.Linear(dim, 4) if rotation else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B, classes), and (B, 4) of the turns, of images (B, 3, H, W)."""
-        features = self.backbone(images)
+        features = self.dropout(self.backbone(images))
         return self.classifier(features), None if self.rotation is None else self.rotation(features)
 
 
@@ -50,19 +52,17 @@ def new_network(name: str, classes: int, *, image_size: int | None, dropout: flo
         torch.manual_seed(seed)
         # timm takes any further option of the model, which its types do not say.
         create: Any = timm.create_model
-        backbone: nn.Module = create(name, num_classes=0, **{_dropout_option(name): dropout} if dropout else {})
-        config: Any = getattr(backbone, "pretrained_cfg", {})
-        size = image_size or config["input_size"][-1]
+        inner = {"block_dropout": dropout} if name.startswith("wrn") else {}
+        backbone: nn.Module = create(name, num_classes=0, **inner)
+        size = image_size or preprocessing_of(backbone).image_size
+        fit_to(backbone, name, size)
         try:
             with torch.inference_mode():
                 dim = backbone.eval()(torch.zeros(1, 3, size, size)).shape[1]
         except Exception as error:  # whatever the model raises for images that it cannot take
             raise UsageError(f"{name} cannot take images of {size} pixels ({error}): choose another.") from error
-        return Heads(backbone.train(), dim, classes, rotation=rotation)
-
-
-def _dropout_option(name: str) -> str:
-    return "block_dropout" if name.startswith("wrn") else "drop_rate"
+        # Before the classifier as a module of its own: timm's models drop by a function, which ranks could not share.
+        return Heads(backbone.train(), dim, classes, rotation=rotation, dropout=0.0 if inner else dropout)
 
 
 def make_optimiser(name: str, network: nn.Module, **options: float) -> torch.optim.Optimizer:
@@ -110,6 +110,13 @@ def make_average(network: nn.Module, decay: float) -> Any:
     """A moving average of a network's weights (timm's `ModelEmaV3`): `update(network, step=…)`, `module`."""
     make: Any = timm.utils.ModelEmaV3  # type: ignore[attr-defined]
     return make(network, decay=decay)
+
+
+def synchronised(network: nn.Module, group: Any = None) -> nn.Module:
+    """A network with batch norm over the images of all ranks of a group, on CUDA; timm's kind keeps its activation."""
+    convert: Any = timm.layers.convert_sync_batchnorm  # type: ignore[attr-defined]
+    converted: nn.Module = convert(network, process_group=group)
+    return converted
 
 
 def make_loss(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,5 +1,7 @@
 """`leokit pretrain`."""
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from leokit import distributed
@@ -16,7 +18,7 @@ def command(config: PretrainConfig, output: Output) -> None:
 
     Example: leokit pretrain images --splits miniimagenet --backbone wrn28_10 --precision bfloat16
     """
-    if config.cache == "none":
+    if config.cache != "memory":
         share_cores()
     from leokit.stages import pretrain
 
@@ -47,8 +49,15 @@ def command(config: PretrainConfig, output: Output) -> None:
     output.result(
         {"out": str(out), "id": found.id, **facts}, [TableData("Backbone", ["", ""], rows, numeric=False)], []
     )
-    splits = f" --splits {config.splits}" if config.splits else ""
-    output.next_command(f"leokit extract {config.images} --backbone-run {out}{splits}")
+    output.next_command(_extract(config, out))
+
+
+def _extract(config: PretrainConfig, out: Path) -> str:
+    """The command that takes the backbone's features, as a shell reads it."""
+    words = ["leokit", "extract", str(config.images), "--backbone-run", str(out)]
+    words += ["--splits", config.splits] if config.splits else []
+    words += ["--work", str(config.work)] if config.work != PretrainConfig.work else []
+    return shlex.join(words)
 
 
 def _accuracies(config: PretrainConfig, facts: dict[str, Any]) -> list[list[str]]:

@@ -1,9 +1,10 @@
 """Pre-train a backbone to tell classes apart: the steps, their state, and what is measured on the way."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from leokit.metrics import mean_interval
 _AGREE_EVERY = 10  # steps between the ranks' agreements on whether to stop
 _CHECK_EVERY = 50  # steps between looks at the loss on an accelerator
 _EVALUATION_BATCH = 256
-SHOTS = (1, 5)  # of the few-shot accuracies, beside those that select
+SHOTS = (1, 5)  # of the few-shot accuracies, beside those that select, where there are images enough
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Labelled:
     pixels: Pixels
     labels: NDArray[np.int64]  # (n,)
     classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
 
 
 @dataclass
@@ -55,6 +61,7 @@ class Progress:
         best_accuracy: what selects, with the half width of its 95 % interval.
         best: tensors of the backbone then.
         sums: over the steps since the last line: loss, classes right, turns right, norm of the gradient.
+        skipped: of these steps, those whose gradient was not finite in float16: they changed no weights.
     """
 
     step: int = 0
@@ -64,6 +71,7 @@ class Progress:
     best_half_width: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict)
     sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    skipped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
 
 class Trainer:
@@ -100,9 +108,10 @@ class Trainer:
                 f"batch_size = {config.batch_size}: there are {len(training.labels)} images to train on; take fewer."
             )
         self.steps = self.steps_of_epoch * config.epochs
-        shared = share_over_ranks(network, rank=place.rank, size=place.size, device=device)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.network: Heads = shared.to(device, memory_format=layout)  # type: ignore[call-overload]
+        shared = share_over_ranks(network, rank=place.rank, size=place.size, device=device, steps=job.steps)
+        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network: Heads = shared.to(device, memory_format=self._layout)  # type: ignore[call-overload]
+        self._block = _EVALUATION_BATCH  # halved where memory does not suffice
         self.optimiser = make_optimiser(
             config.optimizer, self.network, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
         )
@@ -119,8 +128,14 @@ class Trainer:
         self.average = None if config.ema is None else make_average(self.network, config.ema)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.progress = Progress()
-        self.progress.sums = self.progress.sums.to(device)  # where nothing waits for them before a line is written
+        # Where nothing waits for them before a line is written; float64 is unknown to Apple's GPUs.
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self.progress.sums = self.progress.sums.to(device, exact)
+        self.progress.skipped = self.progress.skipped.to(device, exact)
         self._labels = torch.from_numpy(training.labels).to(device)
+        self._mean, self._std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+        )
         self._loss = make_loss(config.label_smoothing)
         self._forward: Any = torch.compile(self.network) if config.compile else self.network
         if place.size > 1:
@@ -129,7 +144,7 @@ class Trainer:
             wrap: Any = nn.parallel.DistributedDataParallel
             known = signature(wrap).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            self._forward = wrap(self._forward, device_ids=devices, **{buffers: False})
+            self._forward = wrap(self._forward, device_ids=devices, process_group=job.steps, **{buffers: False})
         self._batches: Iterator[Tensor] | None = None
         self._bad = torch.zeros((), device=device)
         self._known = (-1, np.empty(0, np.int64))  # an epoch and its order
@@ -168,12 +183,9 @@ class Trainer:
             LeokitError: out of memory, or another rank has ended.
         """
         try:
-            self._take()
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(self.config, self.device) from error
+            with memory_errors(self.config, self.device, self.place):
+                self._take()
         except RuntimeError as error:
-            if "memory" in str(error) and "allocate" in str(error):
-                raise _out_of_memory(self.config, self.device) from error
             if self.place.size > 1 and ("Connection" in str(error) or "gloo" in str(error) or "NCCL" in str(error)):
                 raise LeokitError(
                     "Another rank of the job has ended before its time; its own message says why. The last state that "
@@ -196,10 +208,12 @@ class Trainer:
             pixels = next(self._batches).to(self.device, non_blocking=True)
             own = draws.rows(chosen)
             images = self._normalised(augmentation.augment(pixels, self.recipe, own))
+            images = images.contiguous(memory_format=self._layout)
             last = part == config.accumulate - 1
             quiet = self._forward.no_sync() if self.place.size > 1 and not last else nullcontext()
             with quiet, self._seeded(part):
-                sums += self._backward(images, self._labels[torch.from_numpy(numbers).to(self.device)], own.turns)
+                labels = self._labels[torch.from_numpy(numbers).to(self.device, non_blocking=True)]
+                sums += self._backward(images, labels, own.turns)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
         self._check(sums[0], norm)
@@ -208,7 +222,10 @@ class Trainer:
         progress.step += 1
         if self.average is not None:
             self.average.update(self.network, step=progress.step)
-        progress.sums += torch.cat([sums / config.accumulate, norm.reshape(1)]).double()
+        finite = norm.isfinite()
+        norm = torch.where(finite, norm, torch.zeros_like(norm))
+        progress.sums += torch.cat([sums / config.accumulate, norm.reshape(1)]).to(progress.sums)
+        progress.skipped += ~finite
 
     def _backward(self, images: Tensor, labels: Tensor, turns: NDArray[np.int64]) -> Tensor:
         """Add this part's gradient; its loss, and shares of classes and of turns that were guessed."""
@@ -217,7 +234,7 @@ class Trainer:
             loss = self._loss(logits.float(), labels)
             right = torch.zeros((), device=self.device)
             if turned is not None:
-                quarters = torch.from_numpy(turns).to(self.device)
+                quarters = torch.from_numpy(turns).to(self.device, non_blocking=True)
                 loss = loss + self.config.rotation_weight * cross_entropy(turned.float(), quarters)
                 right = (turned.argmax(1) == quarters).float().mean()
         torch.autograd.backward(self.scaler.scale(loss / self.config.accumulate))
@@ -232,24 +249,26 @@ class Trainer:
         self.check()
 
     def check(self) -> None:
-        """Raise where a loss was not finite.
+        """Raise where a loss was not finite, or no gradient has been for long.
 
         Raises:
-            Diverged: it was not.
+            Diverged: so it is.
         """
+        step = self.progress.step
+        when = f"{'at' if self.device.type == 'cpu' else 'by'} step {step} (epoch {step // self.steps_of_epoch + 1})"
         if any(self.job.gather(bool(self._bad))) if self.place.size > 1 else bool(self._bad):
             raise Diverged(
-                f"The loss or the gradient of step {self.progress.step} (epoch "
-                f"{self.progress.step // self.steps_of_epoch + 1}) is not finite. The last state that was kept is from "
-                "before. Start anew (--overwrite) with a lower --lr, or with --warmup-epochs."
+                f"The loss or the gradient is not finite {when}. The last state that was kept is from before. Start "
+                "anew (--overwrite) with a lower --lr, or with --warmup-epochs."
+            )
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # halved after each such step, 65,536 at first
+            raise Diverged(
+                f"The gradients are not finite in float16 {when}, however small the loss is scaled: no weights change "
+                "any more. Start anew (--overwrite) with --precision bfloat16, or a lower --lr."
             )
 
     def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(values, device=images.device)[:, None, None]
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        return (images - mean) / std
+        return (images - self._mean) / self._std
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.config.precision
@@ -267,8 +286,12 @@ class Trainer:
         """Means over the steps since the last line, over all ranks."""
         parts = self.job.gather(self.progress.sums.tolist())
         count = (self.progress.step - 1) % self.steps_of_epoch + 1
-        loss, right, turned, norm = (np.mean(parts, axis=0) / count).tolist()
+        used = count - int(self.progress.skipped)
+        means = np.mean(parts, axis=0)
+        loss, right, turned = (means[:3] / count).tolist()
+        norm = float(means[3] / used) if used else None
         self.progress.sums.zero_()
+        self.progress.skipped.zero_()
         found = {"epoch": self.epoch, "step": self.progress.step, "loss": loss, "accuracy": right}
         if self.config.rotation_weight:
             found["rotation_accuracy"] = turned
@@ -287,50 +310,73 @@ class Trainer:
         count, size = len(labelled.labels), self.place.size
         own = np.arange(self.place.rank, count, size)
         chunks = (own[start : start + _EVALUATION_BATCH] for start in range(0, len(own), _EVALUATION_BATCH))
-        made = []
         with torch.inference_mode(), self._autocast():
-            for pixels in labelled.pixels.batches(chunks):
-                middle = augmentation.centre(pixels.to(self.device), self.recipe.size).permute(0, 3, 1, 2)
-                images = self._normalised(middle.float().div_(255)).contiguous(memory_format=torch.channels_last)
-                made.append(embed(images).float().cpu())
-        parts = self.job.gather(torch.cat(made).numpy())
-        whole = np.empty((count, *parts[0].shape[1:]), np.float32)
+            made = [self._in_blocks(pixels, embed) for pixels in labelled.pixels.batches(chunks)]
+        parts = self.job.gather(torch.cat(made).numpy() if made else None)  # a rank may have no image
+        whole: NDArray[np.float32] | None = None
         for rank, part in enumerate(parts):
-            whole[rank::size] = part
+            if part is not None:
+                whole = np.empty((count, *part.shape[1:]), np.float32) if whole is None else whole
+                whole[rank::size] = part
+        assert whole is not None, "there are images"
         return torch.from_numpy(whole)
 
-    def held_out(self, labelled: Labelled) -> dict[str, float]:
-        """Loss and accuracy on images of the same classes that are not trained on."""
+    def _in_blocks(self, pixels: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `embed` makes of the middles of images, as many at a time as there is memory for."""
+        while True:
+            try:
+                return torch.cat([self._measured(part, embed) for part in torch.split(pixels, self._block)])
+            except RuntimeError as error:
+                if self._block == 1 or not _is_of_memory(error):
+                    raise
+                self._block //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _measured(self, pixels: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        middle = augmentation.centre(pixels.to(self.device), self.recipe.size).permute(0, 3, 1, 2)
+        images = self._normalised(middle.float().div_(255)).contiguous(memory_format=self._layout)
+        return embed(images).float().cpu()
+
+    def held_out(self, labelled: Labelled) -> dict[str, Any]:
+        """Loss (None where it is not finite) and accuracy on images of the same classes that are not trained on."""
         network = self.evaluated()
         logits = self._embedded(labelled, lambda images: network(images)[0])
         labels = torch.from_numpy(labelled.labels)
+        loss = float(cross_entropy(logits, labels))
         return {
-            "holdout_loss": float(cross_entropy(logits, labels)),
+            "holdout_loss": loss if isfinite(loss) else None,
             "holdout_accuracy": float((logits.argmax(1) == labels).float().mean()),
         }
 
-    def few_shot(self, labelled: Labelled, layers: tuple[str, ...]) -> dict[str, Any]:
-        """Accuracy of nearest class mean on episodes of other classes, by layer and shots, with its half width."""
+    def few_shot(self, labelled: Labelled, layers: tuple[str, ...], shots: Sequence[int]) -> dict[str, Any]:
+        """Accuracy of nearest class mean on episodes of other classes, by layer and shots, with its half width.
+
+        Args:
+            labelled: images of these classes, in their order; `require_enough` holds for them.
+            layers: whose features are measured.
+            shots: each K that is measured.
+        """
         network = Layers(self.evaluated().backbone, layers)
         features = self._embedded(labelled, lambda images: torch.cat(network(images), 1))
-        counts = np.bincount(labelled.labels, minlength=len(labelled.classes))
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.concatenate([[0], np.cumsum(labelled.counts)])
+        widths = network.widths(self.recipe.size)
         found: dict[str, Any] = {}
-        for layer, part in zip(layers, torch.split(features, network.widths, 1), strict=True):
+        for layer, part in zip(layers, torch.split(features, widths, 1), strict=True):
             table = FeatureTable(part.numpy(), list(labelled.classes), offsets)
             matrix = FeatureMatrix(table, device=self.device)
             sampler = EpisodeSampler(matrix.offsets, ways=self.config.val_ways, seed=0, purpose="selection")
             found[layer] = {}
-            for shots in sorted({*SHOTS, self.config.val_shots}):
+            for count in shots:
                 scores = score(
                     matrix,
                     sampler,
                     {"class-mean": lambda support, numbers: class_mean(support)},
-                    shots=shots,
+                    shots=count,
                     queries=self.config.val_queries,
                     episodes=self.config.val_episodes,
                 )
-                found[layer][f"{shots}shot"] = list(mean_interval(scores["class-mean"]))
+                found[layer][f"{count}shot"] = list(mean_interval(scores["class-mean"]))
         return found
 
     def consider(self, accuracy: float, half_width: float, layer: str) -> bool:
@@ -347,12 +393,14 @@ class Trainer:
     # State
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the next step depends on, as tensors and plain data."""
+        """Everything that the next step depends on, as tensors and plain data; every rank calls it."""
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average/{name}": value for name, value in self.average.module.state_dict().items()}
         tensors |= {f"best/{name}": value for name, value in self.progress.best.items()}
-        tensors["sums"] = self.progress.sums
+        parts = self.job.gather((self.progress.sums.tolist(), float(self.progress.skipped)))
+        tensors["sums"] = torch.tensor(np.mean([sums for sums, _ in parts], axis=0), dtype=torch.float64)
+        tensors["skipped"] = torch.tensor(parts[0][1], dtype=torch.float64)
         plain: dict[str, Any] = {}
         for number, entry in self.optimiser.state_dict()["state"].items():
             for key, value in entry.items():
@@ -395,7 +443,8 @@ class Trainer:
             best_accuracy=record["best_accuracy"],
             best_half_width=record["best_half_width"],
             best=under("best/"),
-            sums=tensors["sums"].to(self.device, copy=True),
+            sums=tensors["sums"].to(self.progress.sums, copy=True),
+            skipped=tensors.get("skipped", torch.zeros(())).to(self.progress.sums, copy=True),
         )
         self._batches = None
 
@@ -422,10 +471,41 @@ class _Seeded:
         self._fork.__exit__(*error)
 
 
-def _out_of_memory(config: PretrainConfig, device: torch.device) -> LeokitError:
-    return LeokitError(
-        f"Out of memory on {device} at batch size {config.batch_size} in {config.accumulate} part"
-        f"{'s' * (config.accumulate > 1)}. The last state that was kept is whole. Give --accumulate "
-        f"{2 * config.accumulate} (the same batch in smaller parts; batch norm then sees a part at a time), or a "
-        "smaller --batch-size, with --overwrite."
+@contextmanager
+def memory_errors(config: PretrainConfig, device: torch.device, place: World) -> Iterator[None]:
+    """Turn what is raised where memory runs out into a sentence that says what helps.
+
+    Raises:
+        LeokitError: in place of such an error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_of_memory(error):
+            raise
+        parts = _finer_parts(config, place)
+        finer = (
+            f"--accumulate {parts} (the same batch in smaller parts; batch norm then sees a part at a time), "
+            * bool(parts)
+        )
+        raise LeokitError(
+            f"Out of memory on {device} at batch size {config.batch_size} in {config.accumulate} part"
+            f"{'s' * (config.accumulate > 1)}. Give {finer}a smaller --batch-size, --image-size or --backbone: with "
+            "other options the training begins anew (--overwrite). The last state that was kept is whole; the same "
+            "command goes on from it where there is more memory."
+        ) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: torch and CUDA's libraries have several ways to."""
+    said = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in said for words in ("out of memory", "allocate memory", "_alloc_failed")
     )
+
+
+def _finer_parts(config: PretrainConfig, place: World) -> int | None:
+    """The next number of parts that divide the batch, of two images at least for each rank."""
+    most = config.batch_size // (2 * place.size)
+    numbers = range(config.accumulate + 1, most + 1)
+    return next((number for number in numbers if config.batch_size % (number * place.size) == 0), None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from leokit.backbones.training import synchronised
 from leokit.errors import UsageError
 
 
@@ -79,8 +80,15 @@ class SharedDropout(nn.Dropout):
         return values * mask[self.rank * images : (self.rank + 1) * images]
 
 
-def share_over_ranks(module: nn.Module, *, rank: int, size: int, device: torch.device) -> nn.Module:
+def share_over_ranks(module: nn.Module, *, rank: int, size: int, device: torch.device, steps: Any = None) -> nn.Module:
     """The module with such layers in place of those that would differ between ranks; names and tensors stay.
+
+    Args:
+        module: whose layers are replaced.
+        rank: of this process.
+        size: number of ranks.
+        device: where it will run.
+        steps: torch's group of the ranks, for what they exchange between GPUs.
 
     Raises:
         UsageError: several ranks on a CPU, and a batch norm of a kind that is not known here.
@@ -94,8 +102,7 @@ def share_over_ranks(module: nn.Module, *, rank: int, size: int, device: torch.d
     if size == 1:
         return module
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
+        return synchronised(module, steps)
     for part in module.modules():
         if type(part) is nn.BatchNorm2d:
             part.__class__ = BatchNormOverRanks

@@ -7,6 +7,7 @@ What is drawn is a few numbers for each image, on the CPU and by (seed, position
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -91,12 +92,17 @@ def augment(pixels: Tensor, recipe: Recipe, draws: Draws) -> Tensor:
     smaller by whole factors, by averaging, so that nothing between the places is lost.
     """
     images = pixels.permute(0, 3, 1, 2).float().div_(255)
-    images = _cut(images, recipe.size, torch.from_numpy(draws.boxes).to(pixels.device))
-    images = _jittered(images, torch.from_numpy(draws.factors).to(pixels.device), draws.order)
+    # Nothing waits for the device here: what is drawn is copied in the order of its work.
+    boxes, factors, light, turns = (
+        torch.from_numpy(values).to(pixels.device, non_blocking=True)
+        for values in (draws.boxes, draws.factors, draws.light, draws.turns)
+    )
+    images = _cut(images, recipe.size, boxes)
+    images = _jittered(images, factors, draws.order)
     if recipe.lighting:
-        images += torch.from_numpy(draws.light).to(pixels.device)[:, :, None, None]
+        images += light[:, :, None, None]
     if recipe.rotation:
-        images = _turned(images, torch.from_numpy(draws.turns).to(pixels.device))
+        images = _turned(images, turns)
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -118,7 +124,7 @@ def _cut(images: Tensor, size: int, boxes: Tensor) -> Tensor:
 
 
 def _jittered(images: Tensor, factors: Tensor, order: NDArray[np.int64]) -> Tensor:
-    weights = torch.tensor(_GREY, device=images.device)[:, None, None]
+    weights = _grey(images.device)
     for kind in order:
         factor = factors[:, kind, None, None, None]
         if kind == 0:
@@ -130,6 +136,11 @@ def _jittered(images: Tensor, factors: Tensor, order: NDArray[np.int64]) -> Tens
             images = torch.lerp((images * weights).sum(1, keepdim=True), images, factor)
         images = images.clamp_(0, 1)
     return images
+
+
+@cache
+def _grey(device: torch.device) -> Tensor:
+    return torch.tensor(_GREY, device=device)[:, None, None]
 
 
 def _turned(images: Tensor, turns: Tensor) -> Tensor:

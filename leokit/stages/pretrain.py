@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from leokit.devices import resolve_device
 from leokit.distributed import Job, World
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.logbook import cut_back, logged
-from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, decode_all
-from leokit.engine.pretraining import Labelled, Trainer
+from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, check_all, decode_all
+from leokit.engine.pretraining import SHOTS, Labelled, Trainer, memory_errors
 from leokit.episodes import require_enough
 from leokit.errors import DataError, Interrupted, UsageError, disk_errors
 from leokit.figures.pretraining import draw_pretraining, pretraining_in_words
@@ -113,18 +113,30 @@ def plan(config: PretrainConfig) -> Plan:
         for image in of_split["val"][name][: config.val_images]
     ]
     if select == "few-shot":
-        require_enough(
-            list(val_classes),
-            np.array([min(len(of_split["val"][name]), config.val_images) for name in val_classes]),
-            split="val",
-            ways=config.val_ways,
-            shots=config.val_shots,
-            queries=config.val_queries,
-            options="--val-shots or --val-queries",
-        )
+        counts = np.bincount([number for _, number in val], minlength=len(val_classes))
+        _require_episodes(config, val_classes, counts, config.val_shots)
     listed = [[image, tree.size(image)] for part in (training, held_out, val) for image, _ in part]
     images_id = manifest.hash_text(manifest.canonical_json(listed))
     return Plan(tree, splits, classes, tuple(training), tuple(held_out), tuple(val), val_classes, images_id, select)
+
+
+def _require_episodes(config: PretrainConfig, classes: Sequence[str], counts: NDArray[np.int64], shots: int) -> None:
+    """Check that episodes of these classes can be made.
+
+    Raises:
+        DataError: too few classes, or a class with too few images.
+    """
+    limited = len(counts) and counts.min() == config.val_images
+    require_enough(
+        classes,
+        counts,
+        split="val",
+        ways=config.val_ways,
+        shots=shots,
+        queries=config.val_queries,
+        options=f"--val-shots or --val-queries{', raise --val-images' * bool(limited)}",
+        ways_option="--val-ways",
+    )
 
 
 def _select(config: PretrainConfig, *, with_val: bool) -> str:
@@ -177,7 +189,8 @@ def run(
         on_progress=None if place.rank else on_progress,
         on_message=_silent if place.rank else on_message or _silent,
     )
-    with distributed.joined(place, cuda=device.type == "cuda") as job, disk_errors(training.folder):
+    exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
+    with distributed.joined(place, steps=exchange) as job, disk_errors(training.folder):
         return training.run(job)
 
 
@@ -202,7 +215,12 @@ class _Training:
         self.network = _network(config, len(self.plan.classes))
         self.preprocessing = preprocessing_of(self.network.backbone, config.image_size)
         wanted = config.layer.split(",") if config.layer else default_layers(self.network.backbone)
-        self.layers = Layers(self.network.backbone, tuple(wanted)).names
+        layers = Layers(self.network.backbone, tuple(wanted))
+        self.layers = layers.names
+        self.widths = dict(zip(self.layers, layers.widths(self.preprocessing.image_size), strict=True))
+        self.shots: tuple[int, ...] = ()  # that episodes of the meta-val images can have
+        self.counts: dict[str, int] = {}  # of images that can be read, by what they are for
+        self.unreadable: Mapping[str, str] = {}  # the other ones, with the reasons
         self.config = replace(config, select=self.plan.select, layer=",".join(self.layers))  # type: ignore[arg-type]
         self.identified = {
             **identity(self.config),
@@ -243,7 +261,15 @@ class _Training:
 
     def _train(self, job: Job, stopped: Callable[[], bool]) -> None:
         config, first = self.config, self.place.rank == 0
-        with self._images(stopped) as (training, held_out, val):
+        state = job.from_first(load_state(self.folder / STATE) if first and (self.folder / STATE).exists() else None)
+        begun_with = None if state is None else state[1].get("unreadable")
+        with (
+            memory_errors(config, self.device, self.place),
+            self._images(job, stopped, begun_with) as (training, held_out, val),
+        ):
+            counted = {"train": training, "held_out": held_out, "val": val}
+            self.counts = {name: len(labelled.labels) for name, labelled in counted.items()}
+            self.shots = self._measurable(val)
             trainer = Trainer(
                 config,
                 self.network,
@@ -253,9 +279,6 @@ class _Training:
                 device=self.device,
                 place=self.place,
                 job=job,
-            )
-            state = job.from_first(
-                load_state(self.folder / STATE) if (self.folder / STATE).exists() and first else None
             )
             if state is not None:
                 trainer.unpack(*state)
@@ -304,8 +327,8 @@ class _Training:
         found: dict[str, Any] = {}
         if len(held_out.labels):
             found |= trainer.held_out(held_out)
-        if len(val.labels):
-            found["few_shot"] = trainer.few_shot(val, self.layers)
+        if self.shots:
+            found["few_shot"] = trainer.few_shot(val, self.layers, self.shots)
         select, key = self.plan.select, f"{self.config.val_shots}shot"
         if select == "few-shot":
             for layer, accuracies in found["few_shot"].items():
@@ -314,41 +337,95 @@ class _Training:
         elif select == "supervised":
             accuracy, count = found["holdout_accuracy"], len(held_out.labels)
             half_width = 1.96 * (accuracy * (1 - accuracy) / count) ** 0.5
-            trainer.consider(accuracy, half_width, self.layers[0])
+            trainer.consider(accuracy, half_width, self._layer(found))
         else:
             trainer.progress.best_accuracy = -1.0
-            trainer.consider(0.0, 0.0, self.layers[0])
+            trainer.consider(0.0, 0.0, self._layer(found))
         return found
 
+    def _layer(self, found: Mapping[str, Any]) -> str:
+        """The layer whose features are best on meta-val, where the weights are selected by something else."""
+        if not self.shots:
+            return self.layers[0]
+        shots = self.config.val_shots if self.config.val_shots in self.shots else self.shots[-1]
+        return max(self.layers, key=lambda layer: found["few_shot"][layer][f"{shots}shot"][0])
+
+    def _measurable(self, val: Labelled) -> tuple[int, ...]:
+        """Shots for which few-shot accuracy can be measured.
+
+        Raises:
+            DataError: those that select are not among them.
+        """
+        config, found = self.config, []
+        missing: dict[str, list[str]] = {}  # by the reason
+        for shots in sorted({*SHOTS, config.val_shots}) if val.classes else ():
+            try:
+                _require_episodes(config, val.classes, val.counts, shots)
+                found.append(shots)
+            except DataError as error:
+                if self.plan.select == "few-shot" and shots == config.val_shots:
+                    raise
+                missing.setdefault(str(error), []).append(f"{shots}-shot")
+        for reason, names in missing.items():
+            self.on_message(f"The {' and '.join(names)} accuracy on meta-val is not measured. {reason}")
+        if not found and len(self.layers) > 1:
+            self.on_message(
+                f"Features are taken of {self.layers[0]}, the first of {', '.join(self.layers)}: no accuracy on "
+                "meta-val chooses among them. --layer takes another."
+            )
+        return tuple(found)
+
     def _keep(self, trainer: Trainer) -> None:
+        tensors, record = trainer.pack()
         if self.place.rank == 0:
-            save_state(self.folder / STATE, *trainer.pack())
+            save_state(self.folder / STATE, tensors, {**record, "unreadable": self.unreadable})
 
     @contextmanager
-    def _images(self, stopped: Callable[[], bool]) -> Iterator[tuple[Labelled, Labelled, Labelled]]:
-        """The images of the three purposes, decoded or ready to be."""
+    def _images(
+        self, job: Job, stopped: Callable[[], bool], begun_with: Mapping[str, str] | None
+    ) -> Iterator[tuple[Labelled, Labelled, Labelled]]:
+        """The images of the three purposes, decoded or ready to be.
+
+        Args:
+            job: whose ranks all leave out what one of them cannot read.
+            stopped: whether to stop.
+            begun_with: where a training goes on, the images that could not be read when it began, with the reasons.
+
+        Raises:
+            DataError: too many images cannot be read, or others than when the training began.
+        """
         planned, stored = self.plan, _stored(self.preprocessing)
         shape = stored.shape
         size = planned.total * int(np.prod(shape))
         room = available_memory() // (2 * (default_workers() // self.place.workers() if self.place.size > 1 else 1))
         hold = self.config.cache == "memory" or (self.config.cache == "auto" and size <= room)
         workers = self.place.workers() if self.config.workers is None else self.config.workers
+        names = [image for part, _ in self._parts() for image, _ in part]
+
+        def on_progress(done: int, wanted: int) -> None:
+            if self.on_progress:
+                self.on_progress(done, wanted, "decoding images" if hold else "checking images")
+
         with decoder(planned.tree.root, stored, workers, members=planned.tree.members) as decode:
             if not hold:
-                yield tuple(  # type: ignore[misc]
-                    Labelled(FromDisk([image for image, _ in part], decode, self.device), _labels(part), classes)
-                    for part, classes in self._parts()
+                reasons = dict(begun_with or {})
+                if begun_with is None:
+                    own = self.place.share(names)
+                    found = check_all(own, decode, on_progress=on_progress, stopped=stopped)
+                    reasons = {own[number]: reason for number, reason in found.items()}
+                self._leave_out(job, names, reasons, begun_with)
+                yield self._labelled(
+                    lambda start, good: FromDisk([names[start + i] for i in np.flatnonzero(good)], decode, self.device)
                 )
                 return
-            names = [image for part, _ in self._parts() for image, _ in part]
+            pixels, found = decode_all(names, decode, shape, on_progress=on_progress, stopped=stopped)
+        self._leave_out(job, names, {names[number]: reason for number, reason in found.items()}, begun_with)
 
-            def on_progress(done: int, wanted: int) -> None:
-                if self.on_progress:
-                    self.on_progress(done, wanted, "decoding images")
+        def held(start: int, good: NDArray[np.bool_]) -> Pixels:
+            mine = pixels[start : start + len(good)]
+            return InMemory(_on_device(torch.from_numpy(mine if good.all() else mine[good]), self.device))
 
-            pixels, reasons = decode_all(names, decode, shape, on_progress=on_progress, stopped=stopped)
-        self._check_failures(names, reasons)
-        yield tuple(self._in_memory(pixels, reasons))  # type: ignore[misc]
+        yield self._labelled(held)
 
     def _parts(self) -> list[tuple[tuple[tuple[str, int], ...], tuple[str, ...]]]:
         planned = self.plan
@@ -358,29 +435,40 @@ class _Training:
             (planned.val, planned.val_classes),
         ]
 
-    def _in_memory(self, pixels: NDArray[np.uint8], reasons: Mapping[int, str]) -> Iterator[Labelled]:
-        start = 0
+    def _labelled(self, held: Callable[[int, NDArray[np.bool_]], Pixels]) -> tuple[Labelled, Labelled, Labelled]:
+        """The images of each purpose that can be read; `held` gives those of one, by its first and which are good."""
+        made, start = [], 0
         for part, classes in self._parts():
-            good = np.array([start + i not in reasons for i in range(len(part))], bool)
-            mine = pixels[start : start + len(part)]
-            labels = _labels(part)
-            if not good.all():
-                mine, labels = mine[good], labels[good]
+            good = np.array([image not in self.unreadable for image, _ in part], bool)
+            labels = np.array([number for _, number in part], np.int64)
+            made.append(Labelled(held(start, good), labels[good], classes))
             start += len(part)
-            held: Pixels = InMemory(_on_device(torch.from_numpy(mine), self.device))
-            yield Labelled(held, labels, classes)
+        training, held_out, val = made
+        return training, held_out, val
 
-    def _check_failures(self, names: Sequence[str], reasons: Mapping[int, str]) -> None:
-        """Say which images cannot be read, and refuse too many or a class that has no other."""
+    def _leave_out(
+        self, job: Job, names: Sequence[str], reasons: Mapping[str, str], begun_with: Mapping[str, str] | None
+    ) -> None:
+        """Note which images cannot be read on any rank, and refuse others than before, too many, or a whole class."""
+        found = {name: reason for part in job.gather(dict(reasons)) for name, reason in part.items()}
+        reasons = {name: found[name] for name in names if name in found}
+        self.unreadable = reasons
+        if begun_with is not None and begun_with.keys() != reasons.keys():
+            name = min(begun_with.keys() ^ reasons.keys())
+            before, now = (f"not be read ({why[name]})" if name in why else "be read" for why in (begun_with, reasons))
+            raise DataError(
+                f"The image {name} could {before} when this training was begun, and can now {now}: the order of the "
+                "images would be another. Make it as it was and run the same command, or begin anew with --no-resume."
+            )
         if not reasons:
             return
-        first = min(reasons)
-        said = f"{len(reasons)} of {len(names)} images could not be read, as {names[first]} ({reasons[first]})"
+        first = next(iter(reasons))
+        said = f"{len(reasons)} of {len(names)} images could not be read, as {first} ({reasons[first]})"
         if len(reasons) > self.allowed(len(names)):
             raise DataError(
                 f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them, or allow more."
             )
-        left = {number for index, (_, number) in enumerate(self.plan.training) if index not in reasons}
+        left = {number for image, number in self.plan.training if image not in reasons}
         empty = [name for number, name in enumerate(self.plan.classes) if number not in left]
         if empty:
             raise DataError(f"The class {empty[0]!r} has no image left to train on: {said}.")
@@ -391,18 +479,15 @@ class _Training:
         save_parameters(self.folder / WEIGHTS, progress.best)
         lines = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
         best = next(line for line in reversed(lines) if line["epoch"] == progress.best_epoch)
-        widths = dict(zip(self.layers, Layers(self.network.backbone, self.layers).widths, strict=True))
         facts = {
             "model": config.backbone,
             "layer": progress.best_layer,
-            "dim": widths[progress.best_layer],
+            "layer_selected_by": self._layer_selected_by(),
+            "dim": self.widths[progress.best_layer],
             "preprocessing": self.preprocessing.to_plain(),
             "trained_on": list(planned.classes),
-            "images": {
-                "train": len(planned.training),
-                "held_out": len(planned.held_out),
-                "val": len(planned.val),
-            },
+            "images": self.counts,
+            "unreadable": list(self.unreadable),
             "parameters": sum(value.numel() for value in self.network.backbone.parameters()),
             "epochs": config.epochs,
             "best_epoch": progress.best_epoch,
@@ -426,6 +511,11 @@ class _Training:
             ),
         )
 
+    def _layer_selected_by(self) -> str:
+        if len(self.layers) == 1:
+            return "given alone"
+        return "few-shot accuracy on meta-val" if self.shots else "being the first"
+
 
 def _log(training: _Training, trainer: Trainer) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
     """Take lines of metrics, into metrics.jsonl and the picture."""
@@ -447,10 +537,6 @@ def _silent(message: str) -> None:
 
 def _best_text(accuracy: float) -> str:
     return f" best {accuracy:.1%}" if accuracy > 0 else ""
-
-
-def _labels(part: Sequence[tuple[str, int]]) -> NDArray[np.int64]:
-    return np.array([number for _, number in part], np.int64)
 
 
 def _network(config: PretrainConfig, classes: int) -> Heads:

@@ -2,18 +2,27 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from leokit.backbones.loading import check_name
+from leokit.config import PretrainConfig
+from leokit.engine.pretraining import Trainer
 from leokit.features import FeatureStore
+from leokit.stages.pretrain import plan
+from tests.conftest import REPOSITORY
 from tests.processes import SIGNALS, interrupted
 
 TRAIN = (
@@ -208,6 +217,8 @@ def _parent(pid):
         ("none", ("--batch-size", 9, "--accumulate", 2), 2, "multiple of --accumulate 2"),
         ("none", ("--holdout", 0, "--select", "supervised"), 2, "no images are held out"),
         ("none", ("--val-shots", 7), 3, "'n00000006' of the val split has 8 images"),
+        ("none", ("--val-ways", 6), 3, "lower --val-ways"),
+        ("none", ("--val-images", 2), 3, "raise --val-images"),
         ("none", ("--lr", 1e30), 1, "is not finite"),
         ("broken", (), 3, "could not be read"),
     ],
@@ -225,6 +236,167 @@ def test_bad_input_is_a_clear_error(leokit, images, tmp_path, change, options, c
     if change == "broken":
         done = leokit(*TRAIN, "--max-failures", 2)
         assert "2 of 88 images could not be read, as n00000000/3.png (not an image" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "few_shot", "said"),
+    [
+        (("--val-queries", 4), ["1shot"], "The 5-shot accuracy on meta-val is not measured. Class 'n00000006'"),
+        (("--val-ways", 6), None, "The 1-shot and 5-shot accuracy on meta-val is not measured. The val split has 5"),
+    ],
+)
+def test_what_too_few_images_allow_is_measured(leokit, images, tmp_path, options, few_shot, said):
+    """Support and query images would be the same ones, or there would be none to draw."""
+    done = leokit(*TRAIN, "--epochs", 1, "--select", "supervised", *options)
+    assert said in " ".join(done.stderr.split())
+    facts = json.loads((tmp_path / "leokit-work/backbone/manifest.json").read_text())["facts"]
+    assert (facts["few_shot"] and list(facts["few_shot"])) == few_shot
+
+
+def corrupt(path):
+    """Another content of the same size."""
+    content = path.read_bytes()
+    path.write_bytes(b"x" * len(content))
+    return content
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Have step 7, in the second epoch, begin with a call."""
+    take = Trainer.take
+
+    def start(fail):
+        def failing_take(self):
+            if self.progress.step == 7:
+                fail(self)
+            take(self)
+
+        monkeypatch.setattr(Trainer, "take", failing_take)
+        return lambda: monkeypatch.setattr(Trainer, "take", take)
+
+    return start
+
+
+def out_of_memory(trainer):
+    raise RuntimeError("CUDA error: out of memory")
+
+
+def diverging(trainer):
+    trainer._loss = lambda logits, labels: logits.sum() * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "said"), [("memory", 1, "Out of memory"), ("loss", 1, "not finite"), ("image", 3, "n00000002/")]
+)
+def test_after_an_error_the_same_command_goes_on(leokit, images, tmp_path, failing, kind, code, said):
+    more = ("--epochs", 2, "--cache", "none" if kind == "image" else "memory")
+    contents = {}
+
+    def lose(trainer):
+        contents.update({path: corrupt(path) for path in (images / "n00000002").iterdir() if path not in contents})
+
+    leokit(*TRAIN, *more, "--out", "whole")
+    mend = failing({"memory": out_of_memory, "loss": diverging, "image": lose}[kind])
+    assert said in leokit(*TRAIN, *more, "--out", "cut", code=code).stderr
+    mend()
+    for path, content in contents.items():
+        path.write_bytes(content)
+    if kind == "memory":  # an image that could be read when the training began
+        path = images / "n00000003/1.png"
+        content = corrupt(path)
+        refused = leokit(*TRAIN, *more, "--out", "cut", "--max-failures", 1, code=3).stderr
+        assert "The image n00000003/1.png could be read when" in refused
+        path.write_bytes(content)
+    assert "Going on from step 5" in leokit(*TRAIN, *more, "--out", "cut").stderr
+    for name in ("weights.safetensors", "last/state.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_unreadable_images_are_left_out_wherever_images_come_from(leokit, images, tmp_path):
+    for name in ("n00000000/3.png", "n00000007/2.png"):
+        corrupt(images / name)
+    assert "2 of 88 images could not be read" in leokit(*TRAIN, "--cache", "none", code=3).stderr
+    found = {}
+    for cache in ("none", "memory"):
+        leokit(*TRAIN, "--epochs", 1, "--max-failures", 2, "--cache", cache, "--out", cache)
+        found[cache] = json.loads((tmp_path / cache / "manifest.json").read_text())
+    assert found["none"]["id"] == found["memory"]["id"]
+    facts = found["none"]["facts"]
+    assert sorted(facts["unreadable"]) == ["n00000000/3.png", "n00000007/2.png"]
+    assert sum(facts["images"].values()) == 86
+
+
+@pytest.mark.parametrize("select", ["supervised", "last"])
+def test_the_layer_is_the_best_on_meta_val_whatever_selects_the_weights(leokit, images, tmp_path, select):
+    layers = "group1.block1,group3.block1.relu,pooled"
+    leokit(*TRAIN, "--select", select, "--layer", layers)
+    facts = json.loads((tmp_path / "leokit-work/backbone/manifest.json").read_text())["facts"]
+    line = metrics(tmp_path / "leokit-work/backbone")[facts["best_epoch"] - 1]
+    accuracies = {layer: found["1shot"][0] for layer, found in line["few_shot"].items()}
+    assert accuracies[facts["layer"]] == max(accuracies.values())
+    assert facts["layer_selected_by"] == "few-shot accuracy on meta-val"
+    without = leokit(*TRAIN, "--select", select, "--layer", layers, "--val-queries", 8, "--out", "first", "--epochs", 1)
+    assert "Features are taken of group1.block1, the first of" in " ".join(without.stderr.split())
+    facts = json.loads((tmp_path / "first/manifest.json").read_text())["facts"]
+    assert (facts["layer"], facts["dim"], facts["layer_selected_by"]) == ("group1.block1", 16, "being the first")
+
+
+def test_what_is_trained_on_is_nowhere_else(images):
+    config = PretrainConfig(images=images, val_shots=1, val_queries=2, val_images=6)
+    for chosen in (config, replace(config, classes="train+val")):
+        found = plan(chosen)
+        parts = [{image for image, _ in part} for part in (found.training, found.held_out, found.val)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == found.total
+        classes = [{image.split("/")[0] for image in part} for part in parts]
+        of_split = {name: set(listed) for name, listed in found.splits.classes.items()}
+        assert classes[0] == classes[1] == set(found.classes)
+        assert classes[2] == (of_split["val"] if chosen.classes == "train" else set())
+        assert not set.union(*classes) & of_split["test"]
+
+
+def test_the_next_command_can_be_pasted(leokit, images, tmp_path):
+    images.rename(tmp_path / "my images")
+    done = leokit(
+        "pretrain", "my images", *TRAIN[2:], "--epochs", 1, "--work", "here", "--splits", "my images/splits.csv"
+    )
+    words = shlex.split(done.stderr[done.stderr.index("Next: ") + 6 :])
+    assert words[3:5] == ["--backbone-run", "here/backbone"]
+    leokit(*words[1:])
+    assert (tmp_path / "here/features/manifest.json").exists()
+    assert "run `leokit pretrain` first" in leokit("extract", "my images", "--backbone-run", "none", code=4).stderr
+
+
+@pytest.mark.parametrize("setting", ["laptop", "paper"])
+def test_the_options_of_the_pipeline_are_understood(leokit, images, setting):
+    script = (REPOSITORY / "pipelines/miniimagenet.sh").read_text()
+    options = shlex.split(re.search(rf"{setting}\) +pretrain=\((.*?)\) ;;", script, re.DOTALL)[1])
+    assert "--backbone" in options
+    planned = json.loads(leokit("pretrain", "images", *options, "--val-queries", 2, "--dry-run", "--json").stdout)
+    assert planned["trained on"] == 42
+    check_name(options[options.index("--backbone") + 1])
+
+
+def test_weights_of_wrn28_10_give_features_on_a_cpu(leokit, images, tmp_path):
+    lines = ["class_name,split", *(f"n{number:08},{split}" for number, split in enumerate(("train", "val", "test")))]
+    (tmp_path / "splits.csv").write_text("\n".join(lines) + "\n")
+    for path in images.glob("*/*.png"):
+        if int(path.parent.name[1:]) > 2 or path.name != "0.png":
+            path.unlink()
+    save_file(timm.create_model("wrn28_10", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    chosen = ("--backbone", "wrn28_10", "--weights", "weights.safetensors", "--image-size", 16)
+    leokit("extract", "images", *chosen, "--splits", "splits.csv", "--device", "cpu", "--workers", 0)
+    store = FeatureStore.open(tmp_path / "leokit-work/features")
+    assert (store.facts["backbone"]["layer"], store.dim) == ("group3.block2", 640)
+    for split in ("train", "val", "test"):
+        rows = store.load(split).embeddings
+        assert rows.shape == (1, 640)
+        assert np.isfinite(rows).all() and rows.any()
+
+
+def test_episodes_that_unreadable_images_leave_no_room_for_are_refused(leokit, images):
+    (images / "n00000007/3.png").write_bytes(b"no image")
+    more = ("--epochs", 1, "--max-failures", 1, "--val-shots", 5, "--val-queries", 3)
+    assert "'n00000007' of the val split has 7 images" in leokit(*TRAIN, *more, code=3).stderr
 
 
 def test_other_options_than_it_was_begun_with_are_refused(leokit, images):

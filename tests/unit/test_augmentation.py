@@ -93,3 +93,14 @@ def test_large_parts_are_made_smaller_without_aliasing():
     stripes[:, :, ::2] = 255
     made = augment(stripes, Recipe(size=8, scale=(1.0, 1.0), flip=0.0, jitter=0.0, lighting=0.0), plain_draws(1))
     assert (made - 0.5).abs().max() < 0.06
+
+
+def test_light_has_the_covariance_of_imagenets_colours():
+    """As published: deviations by principal component, and the components as columns (red, green, blue)."""
+    deviations = 0.1 * np.diag([0.2175, 0.0188, 0.0045])
+    components = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    light = draw(Recipe(size=8, lighting=0.1), 40_000, np.random.default_rng(4)).light
+    expected = components @ deviations**2 @ components.T
+    along = components.T @ np.cov(light.T) @ components  # where each component shows, the least one too
+    np.testing.assert_allclose(np.cov(light.T), expected, rtol=0.05)
+    np.testing.assert_allclose(np.diag(along), np.diag(deviations) ** 2, rtol=0.05)

@@ -42,7 +42,7 @@ def test_wrn28_10_has_the_published_size():
     assert sum(value.numel() for value in model.parameters()) == expected
     assert round(expected / 1e6, 1) == 36.5
     assert default_layers(model) == ("group3.block2", "group3.block2.relu")
-    assert Layers(model, default_layers(model)).widths == [640, 640]
+    assert Layers(model, default_layers(model)).widths(16) == [640, 640]
     # 1 + 2 · (4 + 4 + 2): the main path's convolutions up to there
     names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
     main = [name for name in names if not name.endswith("shortcut")]
@@ -88,8 +88,8 @@ def test_a_layer_is_taken_before_or_after_what_follows_it(small):
     torch.testing.assert_close(relu, seen["relu"])
     torch.testing.assert_close(last, small.forward_head(small.forward_features(IMAGES), pre_logits=True))
     assert narrow.shape == (2, 32)
-    assert Layers(small, names).widths == [128, 128, 128, 128, 32]
-    del pooled
+    assert Layers(small, names).widths(16) == [128, 128, 128, pooled.shape[1], 32]
+    assert not small.training
 
 
 def test_unknown_layers_are_refused_with_those_there_are(small):
