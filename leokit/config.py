@@ -236,7 +236,9 @@ class PretrainConfig:
     val_ways: Annotated[int, Ge(2), Doc("Classes of a meta-validation episode.")] = 5
     val_queries: Annotated[int, Ge(1), Doc("Query images of each class in it.")] = 15
     val_episodes: Annotated[int, Ge(2), Doc("Meta-validation episodes; the same ones each time.")] = 1000
-    val_images: Annotated[int, Ge(2), Doc("Most images of a meta-val class that are looked at, the first ones.")] = 600
+    val_images: Annotated[int, Ge(2), Doc("Most images of a meta-val class that are looked at, spread over them.")] = (
+        600
+    )
     precision: Precision = "float32"
     channels_last: Annotated[bool, Doc("Keep the channels of maps last in memory; fastest nearly everywhere.")] = True
     compile: Annotated[bool, Doc("Compile the model; pays on long trainings.")] = False

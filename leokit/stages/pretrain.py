@@ -110,7 +110,7 @@ def plan(config: PretrainConfig) -> Plan:
     val = [
         (image, number)
         for number, name in enumerate(val_classes)
-        for image in of_split["val"][name][: config.val_images]
+        for image in _spread(of_split["val"][name], config.val_images)
     ]
     if select == "few-shot":
         counts = np.bincount([number for _, number in val], minlength=len(val_classes))
@@ -118,6 +118,12 @@ def plan(config: PretrainConfig) -> Plan:
     listed = [[image, tree.size(image)] for part in (training, held_out, val) for image, _ in part]
     images_id = manifest.hash_text(manifest.canonical_json(listed))
     return Plan(tree, splits, classes, tuple(training), tuple(held_out), tuple(val), val_classes, images_id, select)
+
+
+def _spread(images: Sequence[str], most: int) -> list[str]:
+    """At most so many of the images, spread evenly over their order: the first ones, by name, may be easier."""
+    count = min(most, len(images))
+    return [images[position * len(images) // count] for position in range(count)]
 
 
 def _require_episodes(config: PretrainConfig, classes: Sequence[str], counts: NDArray[np.int64], shots: int) -> None:
@@ -315,7 +321,7 @@ class _Training:
                 text = f"loss {line['loss']:.2f} acc {line['accuracy']:.0%}{_best_text(progress.best_accuracy)}"
                 since, counted = time.perf_counter(), progress.step
             if self.on_progress:
-                self.on_progress(progress.step, trainer.steps, f"epoch {trainer.epoch + 1} {text}")
+                self.on_progress(progress.step, trainer.steps, f"epoch {min(trainer.epoch + 1, config.epochs)} {text}")
             if stop and progress.step < trainer.steps:
                 trainer.check()
                 self._keep(trainer)

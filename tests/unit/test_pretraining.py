@@ -19,6 +19,7 @@ from leokit.engine.steps import Diverged
 from leokit.errors import DataError, LeokitError, UsageError
 from leokit.images.augmentation import Recipe, augment, draw
 from leokit.images.decoding import Decoded
+from leokit.stages.pretrain import _spread
 
 CONFIG = PretrainConfig(
     images="unused",
@@ -380,3 +381,9 @@ def test_a_control_group_limits_the_memory_there_is(tmp_path, limit, left):
         (group.parent / f"memory.{name}").write_text(value)  # a limit of the group around it holds for it too
     (group / "memory.max").write_text("max\n")
     assert available_memory(tmp_path) == left
+
+
+def test_images_of_val_are_spread_over_the_class():
+    names = [f"{number:03}" for number in range(10)]
+    assert _spread(names, 4) == ["000", "002", "005", "007"]
+    assert _spread(names, 600) == names
