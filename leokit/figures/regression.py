@@ -119,6 +119,6 @@ def draw_spread(path: Path, predictives: Mapping[str, Any]) -> None:
                 colour, marker, style = _LOOK[name]
                 rows = summary["by_distance"]
                 plot(axes, rows, key, colour, name, x="mean_distance", marker=marker, style=style)
-            axes.set_ylim(bottom=0)
             legend(axes)
+        panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("units of y")

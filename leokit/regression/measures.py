@@ -11,7 +11,7 @@ from scipy.special import logsumexp, ndtr
 
 from leokit.regression.tasks import BASES, DOMAIN, Floats
 
-_STEP, _REACH = 0.5, 7.0  # of the integral of the CRPS, in standard deviations of the noise
+_STEP, _REACH = 0.7, 6.5  # of the integral of the CRPS, in standard deviations of the noise
 _GRID = 101  # points that a function's family is told from
 
 
@@ -51,7 +51,7 @@ def crps(values: Floats, weights: Floats, std: float, targets: Floats) -> Floats
 
     ∫ (F(t) - 1[t ≥ y])² dt = E|X - y| - ∫ F (1 - F) dt for X from the prediction. The first term is a closed form of
     each component. F (1 - F) is as smooth as the noise makes it and vanishes at both ends, so that the trapezoid rule
-    with a step of half its deviation is exact to many digits.
+    with a step of 0.7 of its deviation is exact to eight digits.
 
     Args:
         values: (..., M) components' means.

@@ -20,7 +20,7 @@ from scipy.special import logsumexp
 from leokit.regression.tasks import BASES, FAMILIES, NOISE_STD, RANGES, SINE, Floats, Ints, Tasks
 
 NODES = 200  # along each parameter
-_NEGLIGIBLE = 1e-7  # share of the posterior that the nodes left out have together
+_NEGLIGIBLE = 1e-6  # share of the posterior that the nodes left out have together
 
 
 @dataclass(frozen=True)
