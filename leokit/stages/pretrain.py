@@ -475,6 +475,8 @@ class _Training:
                 f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them, or allow more."
             )
         left = {number for image, number in self.plan.training if image not in reasons}
+        if self.plan.select == "supervised" and all(image in reasons for image, _ in self.plan.held_out):
+            raise DataError(f"No image that is held out can be read, so nothing selects the weights: {said}.")
         empty = [name for number, name in enumerate(self.plan.classes) if number not in left]
         if empty:
             raise DataError(f"The class {empty[0]!r} has no image left to train on: {said}.")
@@ -519,7 +521,7 @@ class _Training:
 
     def _layer_selected_by(self) -> str:
         if len(self.layers) == 1:
-            return "given alone"
+            return "being the only one"
         return "few-shot accuracy on meta-val" if self.shots else "being the first"
 
 

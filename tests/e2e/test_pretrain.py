@@ -14,9 +14,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from leokit.backbones import load_pretrained
 from leokit.backbones.loading import check_name
 from leokit.config import PretrainConfig
 from leokit.engine.pretraining import Trainer
@@ -352,6 +354,18 @@ def test_what_is_trained_on_is_nowhere_else(images):
         assert classes[0] == classes[1] == set(found.classes)
         assert classes[2] == (of_split["val"] if chosen.classes == "train" else set())
         assert not set.union(*classes) & of_split["test"]
+
+
+def test_a_vision_transformer_is_fitted_to_the_size_of_its_images(leokit, images, tmp_path):
+    folder = tmp_path / "leokit-work/backbone"
+    leokit(*TRAIN, "--epochs", 1, "--backbone", "vit_tiny_patch16_224", "--image-size", 32, "--optimizer", "adamw")
+    places = load_file(folder / "weights.safetensors")["pos_embed"].shape[1]
+    assert places == 1 + 2 * 2
+    backbone = load_pretrained(folder)
+    assert (backbone.preprocessing.image_size, backbone.dim) == (32, 192)
+    assert torch.equal(backbone.module.pos_embed, load_file(folder / "weights.safetensors")["pos_embed"])
+    for size in (48, 224):
+        assert load_pretrained(folder, image_size=size).dim == 192
 
 
 def test_the_next_command_can_be_pasted(leokit, images, tmp_path):

@@ -325,11 +325,6 @@ def test_learning_rates_are_those_of_the_formula(kind):
         assert optimiser.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-9), step
 
 
-def test_a_vision_transformer_is_fitted_to_the_size_of_its_images():
-    network = new_network("test_vit", 5, image_size=32, dropout=0.0, rotation=False, seed=0)
-    assert network(torch.zeros(2, 3, 32, 32))[0].shape == (2, 5)
-
-
 def test_few_shot_accuracy_by_layers():
     made = trainer()
     found = made.few_shot(TRAINING, ("group3.block1", "group3.block1.relu", "pooled"), (1, 2, 5))
