@@ -175,6 +175,8 @@ def begin(
     wanted = _intent(schema, config, inputs)
     finished, unfinished = _intents(folder)
     if finished is None and unfinished is None:
+        for rest in folder.glob(f".{UNFINISHED}.*.tmp"):  # of a process that was killed before it had written it
+            rest.unlink()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtifactError(
                 f"{folder} exists and is no artifact of leokit: it is left alone. "

@@ -216,7 +216,7 @@ def test_ten_kills_at_random_moments_change_nothing(features, tmp_path, options)
     rng, kills, resumed = random.Random(0), 0, set()
     while kills < 10:
         before = state.stat().st_mtime_ns if state.exists() else 0
-        process = start(tmp_path, *arguments, "killed")
+        process = start(tmp_path, *arguments, "killed", stderr=tmp_path / "said")
         opening = kills % 5 == 0
         if not opening:
             renewed(state, process, before)
@@ -227,7 +227,7 @@ def test_ten_kills_at_random_moments_change_nothing(features, tmp_path, options)
             kills += 1
             resumed.add(load_state(state)[1]["step"] if state.exists() else 0)
         else:  # it came to its end: what is left of the kills falls on a run that begins anew
-            assert process.exitcode == 0
+            assert process.exitcode == 0, (tmp_path / "said").read_text()
             assert_same_run(whole, killed)
             shutil.rmtree(killed)
     process = start(tmp_path, *arguments, "killed")

@@ -181,3 +181,16 @@ def test_a_manifest_that_names_files_outside_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="outside of its folder"):
         make(tmp_path / "a", config={}, overwrite=True)
     assert (tmp_path / "victim.txt").read_text() == "mine"
+
+
+def test_a_process_killed_while_it_begins_leaves_a_place_that_can_be_used(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".unfinished.json.4711.tmp").write_bytes(b'{"schema"')
+    assert manifest.begin(folder, "leokit/run@1", {}, {}) is None
+    assert [path.name for path in folder.iterdir()] == ["unfinished.json"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.tmp").write_text("mine")
+    with pytest.raises(ArtifactError, match="left alone"):
+        manifest.begin(other, "leokit/run@1", {}, {})
