@@ -77,7 +77,7 @@ def torchrun(ranks, *arguments, folder, **more):
 
 def test_three_ranks_make_the_same_files_as_one(tmp_path, large, options, whole):
     with torchrun(3, "extract", large, *options, "--out", "out", "--workers", 0, "--json", folder=tmp_path) as job:
-        stdout, stderr = job.communicate(timeout=120)
+        stdout, stderr = job.communicate(timeout=400)
     assert job.returncode == 0, stderr
     assert json.loads(stdout)["id"] == whole.id  # one object: rank 0 alone speaks
     store = FeatureStore.open(tmp_path / "out")
@@ -113,14 +113,14 @@ def test_a_killed_rank_loses_no_finished_file(tmp_path, large, options, whole):
         wait_for(lambda: list(records.glob("*.json")))
         rank = next(pid for pid in descendants(job.pid) if environment(pid).get("RANK") == "1")
         os.kill(rank, signal.SIGKILL)
-        job.communicate(timeout=120)
+        job.communicate(timeout=400)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
     if (tmp_path / "out" / "manifest.json").exists():
         pytest.skip("the rank had finished before it was killed")
     assert job.returncode != 0
     assert kept
     with torchrun(2, *arguments, folder=tmp_path) as job:
-        _, stderr = job.communicate(timeout=120)
+        _, stderr = job.communicate(timeout=400)
     assert job.returncode == 0, stderr
     assert FeatureStore.open(tmp_path / "out").id == whole.id
     for name, written in kept.items():
