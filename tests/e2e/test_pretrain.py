@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from leokit.engine.pretraining import Trainer
 from leokit.features import FeatureStore
 from leokit.stages.pretrain import plan
 from tests.conftest import REPOSITORY
-from tests.processes import SIGNALS, interrupted
+from tests.processes import SIGNALS, ended, interrupted, start
 
 TRAIN = (
     *("pretrain", "images", "--backbone", "wrn10_1", "--image-size", 16, "--batch-size", 8, "--lr", 0.05),
@@ -157,15 +158,13 @@ def test_two_ranks_train_the_same_as_one(leokit, images, tmp_path):
     # Slowly: at a high rate the last bit of one step is the third digit of the twentieth, on one rank too.
     more = ("--epochs", 4, "--dropout", 0.3, "--rotation-weight", 0.5, "--lr", 0.01)
     leokit(*TRAIN, *more, "--out", "one")
-    done = subprocess.run(
-        ranks(2, *TRAIN, *more, "--out", "two"),
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        port = link.getsockname()[1]
+    said = tmp_path / "said"
+    places = [{"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in "01"]
+    both = [start(tmp_path, *TRAIN, *more, "--out", "two", stderr=said, **place) for place in places]
+    assert [ended(process, 300) for process in both] == [0, 0], said.read_text()
     one, two = (load_file(tmp_path / name / "last/state.safetensors") for name in ("one", "two"))
     assert json.loads((tmp_path / "two/manifest.json").read_text())["info"]["ranks"] == 2
     assert [line["step"] for line in metrics(tmp_path / "two")] == [5, 10, 15, 20]
