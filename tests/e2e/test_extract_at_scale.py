@@ -127,7 +127,7 @@ def test_a_killed_rank_loses_no_finished_file(tmp_path, large, options, whole):
         assert (tmp_path / "out" / name).stat().st_mtime_ns == written or name == "failures.parquet"
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=200):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
