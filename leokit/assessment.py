@@ -55,6 +55,23 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A measure on all episodes and on resamples of them (R,)."""
+
+    value: float
+    resampled: Floats
+
+    @property
+    def estimate(self) -> Estimate:
+        """With its 95 % interval, the percentiles of the resamples."""
+        return Estimate(self.value, *calibration.percentiles(self.resampled))
+
+    def difference(self, other: "Measured") -> Estimate:
+        """This less another one on the same episodes and resamples: a paired difference."""
+        return Measured(self.value - other.value, self.resampled - other.resampled).estimate
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What a predictive is worth.
 
@@ -66,7 +83,7 @@ class Assessment:
         risk: the risk-coverage curve.
     """
 
-    measures: dict[str, Estimate]
+    measures: dict[str, Measured]
     class_errors: Floats
     reliability: calibration.Reliability
     risk: calibration.RiskCoverage
@@ -80,14 +97,14 @@ def assess(probabilities: Floats, truth: Truth) -> Assessment:
     """
     flat, labels, episodes = probabilities.reshape(-1, probabilities.shape[-1]), truth.of_queries, truth.episodes
     confidence, correct = flat.max(-1), calibration.correct_of(flat, labels)
-    found: dict[str, Estimate] = {}
+    found: dict[str, Measured] = {}
     for name, values in (
         ("accuracy", correct.astype(np.float64)),
         ("negative_log_likelihood", calibration.nll_of(flat, labels)),
         ("brier_score", calibration.brier_of(flat, labels)),
     ):
         means = values.reshape(len(probabilities), -1).mean(1)
-        found[name] = _estimate(float(means.mean()), truth.weights @ means / len(means))
+        found[name] = _measured(float(means.mean()), truth.weights @ means / len(means))
     width = calibration.equal_width_edges(truth.bins)
     mass = calibration.equal_mass_edges(confidence, truth.bins)
     sums = {"": width, "_equal_mass": mass}
@@ -95,21 +112,21 @@ def assess(probabilities: Floats, truth: Truth) -> Assessment:
         per_episode = calibration.reliability_sums(confidence, correct, episodes, edges)
         resampled = _resampled(per_episode, truth.weights)
         error = calibration.expected_error_of_sums
-        found[f"expected_calibration_error{suffix}"] = _estimate(error(per_episode.sum(0)), error(resampled))
+        found[f"expected_calibration_error{suffix}"] = _measured(error(per_episode.sum(0)), error(resampled))
         if not suffix:
             worst = calibration.maximum_error_of_sums
-            found["maximum_calibration_error"] = _estimate(worst(per_episode.sum(0)), worst(resampled))
+            found["maximum_calibration_error"] = _measured(worst(per_episode.sum(0)), worst(resampled))
     names = np.repeat(truth.classes, len(truth.labels), 0)
     by_class = calibration.classwise_sums(flat, labels, names, episodes, width, truth.total)
     class_errors = calibration.expected_error_of_sums(by_class.sum(0))
     resampled_errors = calibration.expected_error_of_sums(_resampled(by_class, truth.weights))
-    found["classwise_calibration_error"] = _estimate(float(np.nanmean(class_errors)), np.nanmean(resampled_errors, -1))
+    found["classwise_calibration_error"] = _measured(float(np.nanmean(class_errors)), np.nanmean(resampled_errors, -1))
     risk = calibration.risk_coverage(confidence, correct)
     found |= _selective(risk, confidence, correct, truth)
     return Assessment(found, class_errors, calibration.reliability(confidence, correct, width), risk)
 
 
-def _selective(risk: calibration.RiskCoverage, confidence: Floats, correct: Flags, truth: Truth) -> dict[str, Estimate]:
+def _selective(risk: calibration.RiskCoverage, confidence: Floats, correct: Flags, truth: Truth) -> dict[str, Measured]:
     """Area under the risk-coverage curve, and accuracy at each of `COVERAGES`."""
     resampled = calibration.ResampledRisk(confidence, correct)
     at_once = max(1, _QUERIES_AT_ONCE // len(confidence))
@@ -119,9 +136,9 @@ def _selective(risk: calibration.RiskCoverage, confidence: Floats, correct: Flag
         parts.append(resampled.area_and_accuracies(weights, COVERAGES))
     areas, by_coverage = (np.concatenate(values) for values in zip(*parts, strict=True))
     return {
-        "area_under_risk_coverage": _estimate(risk.area, areas),
+        "area_under_risk_coverage": _measured(risk.area, areas),
         **{
-            f"accuracy_at_{100 * coverage:.0f}_coverage": _estimate(risk.accuracy_at(coverage), by_coverage[:, index])
+            f"accuracy_at_{100 * coverage:.0f}_coverage": _measured(risk.accuracy_at(coverage), by_coverage[:, index])
             for index, coverage in enumerate(COVERAGES)
         },
     }
@@ -133,8 +150,8 @@ def _resampled(sums: Floats, weights: Floats) -> Floats:
     return totals
 
 
-def _estimate(value: float | Floats, resampled: Floats) -> Estimate:
-    return Estimate(float(value), *calibration.percentiles(resampled))
+def _measured(value: float | Floats, resampled: Floats) -> Measured:
+    return Measured(float(value), resampled)
 
 
 @dataclass(frozen=True)

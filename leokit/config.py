@@ -613,7 +613,7 @@ class RegressTrainConfig:
     out: Annotated[Place, Doc("Folder of the model (default: WORK/regression).")] = None
     steps: Annotated[int, Ge(1), Doc("Meta-training steps, over which the learning rate falls to 0.")] = 4000
     meta_batch: Annotated[int, Ge(1), Doc("Tasks of a step.")] = 12
-    shots: Annotated[int, Ge(1), Doc("Noisy points of a task (K).")] = 5
+    shots: Annotated[int, Ge(1), Le(20), Doc("Noisy points of a task (K).")] = 5
     queries: Annotated[int, Ge(1), Doc("Further points of a task, for the meta-objective.")] = 15
     samples: Annotated[int, Ge(1), Doc("Samples of codes and weights of each task of a step.")] = 4
     objective: Annotated[

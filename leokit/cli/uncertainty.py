@@ -93,7 +93,7 @@ def _row(measures: dict[str, dict[str, float]]) -> list[str]:
     return [
         _interval(measures["accuracy"], 100, 1),
         _interval(measures["negative_log_likelihood"], 1, 3),
-        _interval(measures["expected_calibration_error"], 100, 1),
+        _range(measures["expected_calibration_error"], 100, 1),
         f"{measures['brier_score']['value']:.3f}",
         f"{measures['area_under_risk_coverage']['value']:.3f}",
     ]
@@ -105,8 +105,17 @@ def _interval(estimate: dict[str, float], scale: float, digits: int) -> str:
     return f"{scale * estimate['value']:.{digits}f} ± {scale * half:.{digits}f}"
 
 
+def _range(estimate: dict[str, float], scale: float, digits: int) -> str:
+    """Such as `1.6 (1.2 to 2.0)`, of what is no mean and has no symmetric interval."""
+    low, high = (f"{scale * estimate[key]:.{digits}f}" for key in ("low", "high"))
+    return f"{scale * estimate['value']:.{digits}f} ({low} to {high})"
+
+
 def _sentences(summary: dict[str, Any]) -> Iterator[str]:
-    yield f"±: the wider side of the interval, {summary['interval']}. All measures are in summary.json."
+    yield (
+        f"± and ranges: {summary['interval']}. All measures, and paired differences to the deterministic prediction, "
+        "are in summary.json."
+    )
     if summary["sets"]:
         yield (
             f"Prediction sets and temperatures were fitted on {summary['calibration_episodes']} episodes of "

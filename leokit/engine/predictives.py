@@ -181,19 +181,22 @@ def can_mislabel(ways: int, shots: int, share: float) -> bool:
 def mislabel(support: Tensor, share: float, root: int, numbers: range) -> Tensor:
     """Support rows (B, N, K) of which a share of all, rounded, stand under another class of the episode.
 
-    The images to move are drawn for each episode, and each takes the place of the next one of them: with two or more
-    most come under a class that is not theirs, and every class keeps its number of images.
+    The images to move are drawn for each episode, as many of each class but for one, and each takes the place of one of
+    another class, so that every class keeps its number of images. (Of two classes with an odd number to move, one image
+    stays where it was.)
     """
     episodes, ways, shots = support.shape
-    moved = round(share * ways * shots)
-    if moved < 2:
+    if not can_mislabel(ways, shots, share):
         return support
-    device = support.device
+    moved, device = round(share * ways * shots), support.device
     key = randomness.keys(torch.tensor(root, device=device), torch.tensor(2**42, device=device))
     keys = randomness.keys(key, torch.arange(numbers.start, numbers.stop, device=device)).unsqueeze(-1)
-    order = randomness.keys(keys, torch.arange(ways * shots, device=device)).argsort(1)[:, :moved]
-    places = order.sort(dim=1).values  # by class, so that the next one is mostly of another
+    draws = randomness.keys(keys, torch.arange(ways * (shots + 1), device=device))
+    class_ranks = draws[:, :ways].argsort(1).argsort(1)  # (B, N)
+    image_ranks = draws[:, ways:].view(episodes, ways, shots).argsort(2).argsort(2)
+    quotas = moved // ways + (class_ranks < moved % ways).long()
+    places = (image_ranks < quotas.unsqueeze(-1)).flatten(1).nonzero()[:, 1].view(episodes, moved)  # by class
     flat = support.flatten(1)
-    step = max(1, moved // ways)
+    step = -(-moved // ways)  # no class has more of them, so that many further on is another one's
     result = flat.clone().scatter_(1, places, flat.gather(1, places.roll(-step, 1)))
     return result.view(episodes, ways, shots)

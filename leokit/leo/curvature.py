@@ -23,7 +23,7 @@ def hessian_eigenvalues(probabilities: Tensor, images: Tensor, share: float) -> 
         share: weight of each image in the loss, 1/K.
 
     Returns:
-        (..., R) with R the smaller of M·(N - 1) and N·W.
+        (..., R) with R = (N - 1) · min(M, W): moving all classes alike changes no probability.
     """
     count, ways = probabilities.shape[-2:]
     roots = probabilities.sqrt()
@@ -32,7 +32,7 @@ def hessian_eigenvalues(probabilities: Tensor, images: Tensor, share: float) -> 
     stacked = factors.transpose(-1, -2).flatten(-3, -2)  # (..., M·N, N): rows are the columns of each B
     kernel = (images @ images.mT).repeat_interleave(ways, -1).repeat_interleave(ways, -2)
     gram = share * (stacked @ stacked.mT) * kernel
-    rank = min(count * (ways - 1), ways * images.shape[-1])
+    rank = (ways - 1) * min(count, images.shape[-1])
     values: Tensor = torch.linalg.eigvalsh(gram).flip(-1)[..., :rank]
     return values.clamp_min(0)
 

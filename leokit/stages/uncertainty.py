@@ -248,6 +248,11 @@ def _remarks(study: _Study) -> Iterator[str]:
             "The backbone has seen all val and test classes: temperatures and prediction sets are fitted and tested on "
             "classes that are new to the run only."
         )
+    if study.config.calibration_episodes and _seen(study.store, "val") is None:
+        yield (
+            "Whether the backbone was trained on val classes cannot be told: if it was, temperatures and prediction "
+            "sets are not those for new classes."
+        )
     if SAMPLED not in _names(study):
         yield f"{study.runs[0].config.variant} was trained without samples: the sampled predictive is left out."
     if not study.has_outside:
@@ -400,6 +405,10 @@ def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any],
                 "temperature": fitted[name].temperature if name in fitted else None,
                 "raw": _plain(raw[name]),
                 "tempered": _plain(tempered[name]) if name in tempered else None,
+                "difference": _difference(raw[name], raw[DETERMINISTIC]),
+                "tempered_difference": (
+                    _difference(tempered[name], tempered[DETERMINISTIC]) if name in tempered else None
+                ),
             }
             for name in names
         },
@@ -409,7 +418,7 @@ def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any],
         "sets": {
             name: [
                 asdict(entry) | {"quantile": entry.quantile if isfinite(entry.quantile) else None}
-                for entry in prediction_sets(at_temperature[name], truth, fit.scores)
+                for entry in prediction_sets(predicted[name].inside.probabilities, truth, fit.scores)
             ]
             for name, fit in fitted.items()
         }
@@ -437,7 +446,8 @@ def _fit(study: _Study, predictor: _Predictor) -> dict[str, _Fitted]:
         )
         # Queries of an episode share its support set: one of each is exchangeable with one of a further episode.
         chosen = randomness.generator(study.config.seed, "conformal").integers(queries, size=count)
-        picked = calibration.tempered(probabilities[np.arange(count), chosen], temperature)
+        # Their scores are of the probabilities as they are: a temperature would have seen the labels.
+        picked = probabilities[np.arange(count), chosen]
         found[name] = _Fitted(temperature, calibration.conformal_scores(picked, episodes.labels[chosen]))
     return found
 
@@ -519,7 +529,12 @@ def _setting(study: _Study) -> dict[str, Any]:
 
 
 def _plain(assessment: Assessment) -> dict[str, Any]:
-    return {name: asdict(estimate) for name, estimate in assessment.measures.items()}
+    return {name: asdict(measured.estimate) for name, measured in assessment.measures.items()}
+
+
+def _difference(assessment: Assessment, other: Assessment) -> dict[str, Any]:
+    """Paired differences of all measures."""
+    return {name: asdict(measured.difference(other.measures[name])) for name, measured in assessment.measures.items()}
 
 
 def _by_class(study: _Study, assessment: Assessment) -> dict[str, float]:

@@ -23,7 +23,7 @@ def test_measures_are_those_of_all_queries_together():
     flat, labels = probabilities.reshape(-1, 5), np.tile(truth.labels, 60)
     confidence, correct = flat.max(1), c.correct_of(flat, labels)
     found = assess(probabilities, truth)
-    values = {name: estimate.value for name, estimate in found.measures.items()}
+    values = {name: measured.value for name, measured in found.measures.items()}
     width = c.reliability(confidence, correct, c.equal_width_edges(10))
     mass = c.reliability(confidence, correct, c.equal_mass_edges(confidence, 10))
     risk = c.risk_coverage(confidence, correct)
@@ -45,7 +45,7 @@ def test_measures_are_those_of_all_queries_together():
 
 def test_intervals_are_over_episodes():
     probabilities, truth = episodes()
-    found = assess(probabilities, truth).measures
+    found = {name: measured.estimate for name, measured in assess(probabilities, truth).measures.items()}
     per_episode = (probabilities.argmax(-1) == truth.labels).mean(1)
     half = 1.96 * per_episode.std() / 60**0.5
     assert found["accuracy"].low == pytest.approx(per_episode.mean() - half, abs=0.01)
@@ -59,7 +59,18 @@ def test_intervals_are_over_episodes():
 def test_temperature_moves_no_accuracy():
     probabilities, truth = episodes()
     cooled = c.tempered(probabilities, 0.3)
-    assert assess(cooled, truth).measures["accuracy"] == assess(probabilities, truth).measures["accuracy"]
+    accuracies = [assess(values, truth).measures["accuracy"] for values in (cooled, probabilities)]
+    assert accuracies[0].estimate == accuracies[1].estimate
+    assert accuracies[0].difference(accuracies[1]).high == 0
+
+
+def test_a_paired_difference_is_sharper_than_two_intervals():
+    probabilities, truth = episodes()
+    better = c.tempered(probabilities, 0.9)
+    first, second = (assess(values, truth).measures["negative_log_likelihood"] for values in (better, probabilities))
+    found = first.difference(second)
+    assert found.value == pytest.approx(first.value - second.value)
+    assert found.high - found.low < 0.5 * (first.estimate.high - first.estimate.low)
 
 
 def test_open_sets_within_episodes_and_over_all():

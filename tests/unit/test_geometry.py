@@ -107,7 +107,7 @@ def test_curvature_and_lengths_are_those_of_an_episode_alone(monkeypatch, varian
             decoder = code_map if space == "codes" else torch.eye(DIM, dtype=torch.float64)
             expected = eigenvalues_by_autograd(images, path.weights[0, place], decoder)[: values.shape[1]]
             np.testing.assert_allclose(values[episode], expected, atol=1e-12)
-            assert values.shape[1] == min(WAYS * SHOTS * (WAYS - 1), WAYS * len(decoder))
+            assert values.shape[1] == (WAYS - 1) * min(WAYS * SHOTS, len(decoder))
         steps = [torch.linalg.vector_norm(b - a) for a, b in zip(path.weights[0], path.weights[0, 1:], strict=False)]
         np.testing.assert_allclose(found.weight_steps[episode], steps)
         assert found.weight_distances[episode, -1] == pytest.approx(
