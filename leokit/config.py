@@ -73,6 +73,9 @@ COMMANDS = (  # the tables that a config file may have
     "regress-eval",
     "table",
     "report",
+    "predict",
+    "fit",
+    "export",
     "inspect",
     "verify",
     "splits-list",
@@ -578,6 +581,103 @@ class AnalyzeConfig:
     overwrite: Overwrite = False
 
 
+Method = Annotated[
+    Literal["auto", "leo", "class-mean", "logistic"],
+    Doc(
+        "leo is the run's own variant; auto takes whichever was best on meta-val episodes of about as many classes and "
+        "shots."
+    ),
+]
+PosteriorSamples = Annotated[
+    int, Ge(0), Le(10_000), Doc("Samples of codes and weights to average (leo; 0: their means alone).")
+]
+StudyEpisodes = Annotated[
+    int,
+    Ge(20),
+    Doc("Meta-val episodes for the choice, the temperature, unknown images and sets; their result is kept."),
+]
+Support = Annotated[
+    Path | None,
+    Outside(),
+    Doc("A folder for each class with one image or more, or a CSV file image,label (paths as seen from the file)."),
+]
+RunPlace = Annotated[Path | None, Outside(), Doc("The run (default: the only one in WORK/runs).")]
+RunFeatures = Annotated[Place, Doc("Features that the run was trained on (default: where they were then).")]
+RunWeights = Annotated[
+    str | None,
+    Outside(),
+    Doc("The backbone's weights, where they are no longer where they were: a file, or a folder of leokit pretrain."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Options of `leokit fit`."""
+
+    run: RunPlace = None
+    support: Support = None
+    out: Annotated[Place, Doc("Folder of the classifier (default: WORK/classifier).")] = None
+    method: Method = "auto"
+    samples: PosteriorSamples = 0
+    episodes: StudyEpisodes = 400
+    features: RunFeatures = None
+    weights: RunWeights = None
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Options of `leokit predict`."""
+
+    queries: Annotated[
+        tuple[Path, ...],
+        Argument(),
+        Outside(),
+        Doc("Images, folders of images, or - for a list of paths on standard input (default: --query)."),
+    ] = ()
+    query: Annotated[tuple[Path, ...], Outside(), Doc("The same by an option, which may be given several times.")] = ()
+    run: RunPlace = None
+    support: Support = None
+    classifier: Annotated[
+        Path | None, Outside(), Doc("A classifier that leokit fit made, in place of --run and --support.")
+    ] = None
+    method: Method = "auto"
+    samples: PosteriorSamples = 0
+    top: Annotated[int, Ge(1), Doc("How many classes to name for an image, the most probable first.")] = 1
+    sets: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Print prediction sets that hold the right class at this rate on meta-val.")
+    ] = None
+    unknown_rate: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc("Share of images of the given classes that may be called unknown, on meta-val (0: call none unknown)."),
+    ] = 0.05
+    csv: Annotated[Path | None, Outside(), Doc("Write the predictions to this CSV file, too.")] = None
+    episodes: StudyEpisodes = 400
+    features: RunFeatures = None
+    weights: RunWeights = None
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `leokit export`."""
+
+    classifier: Annotated[Path | None, Outside(), Doc("A classifier (default: WORK/classifier).")] = None
+    onnx: Annotated[Path, Outside(), Doc("The ONNX file to write, for onnxruntime.")]
+    weights: RunWeights = None
+    work: Work = DEFAULT_WORK
+    overwrite: Annotated[bool, Outside(), Doc("Replace a file that is there.")] = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
     """Options of `leokit table`."""
@@ -749,6 +849,9 @@ StageConfig = TypeVar(
     EvalConfig,
     UncertaintyConfig,
     AnalyzeConfig,
+    FitConfig,
+    PredictConfig,
+    ExportConfig,
     TableConfig,
     ReportConfig,
     RegressTrainConfig,
@@ -986,6 +1089,31 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise UsageError(f"Unknown preset {name!r}: there are {', '.join(PRESETS)}.")
     return tomllib.loads((files("leokit") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def with_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The values of a meta-training over those of its preset, where none is named of the one nearest to its shots.
+
+    Returns:
+        The values, and a sentence on the preset where it was not named.
+
+    Raises:
+        UsageError: no preset of that name, or a value of the wrong type.
+    """
+    preset, sentence = values.get("preset"), ""
+    if preset is None:
+        shots = build(MetaTrainConfig, values).shots
+        preset = nearest_preset(shots)
+        sentence = f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}."
+    below = read_preset(str(preset))
+    if values.get("steps_from"):  # which says how long to train
+        below.pop("steps", None)
+    if values.get("train_on_val"):  # which leaves no validation to wait for
+        below.pop("patience", None)
+    whole = {**below, **values, "preset": preset}
+    if not values.get("steps_from") and not values.get("train_on_val"):
+        whole.setdefault("steps", DEFAULT_STEPS)
+    return whole, sentence
 
 
 def nearest_preset(shots: int) -> str:

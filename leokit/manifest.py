@@ -33,6 +33,7 @@ _MAKERS = {
     "leokit/uncertainty": "leokit uncertainty",
     "leokit/analysis": "leokit analyze",
     "leokit/regression": "leokit regress train",
+    "leokit/classifier": "leokit fit",
 }
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from leokit.errors import ArtifactError
 from leokit.manifest import write_atomically
 
+_FORMULA_STARTS = tuple("=+-@\t\r")
+
 
 class Categories(NamedTuple):
     """A column of few different texts."""
@@ -55,3 +57,18 @@ def read_table(path: Path) -> pa.Table:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"The table {path} cannot be read ({error}): make the artifact again.") from error
+
+
+def spreadsheet_safe(text: str) -> str:
+    """Text for a cell of a CSV file that no spreadsheet takes for a formula; numbers stay numbers."""
+    if text[:1] not in _FORMULA_STARTS or _is_number(text):
+        return text
+    return f"'{text}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

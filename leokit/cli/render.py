@@ -46,8 +46,13 @@ class Output:
         return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
     def text(self, text: str) -> None:
-        """Print a result as it is."""
+        """Print a result as it is, at once."""
         sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def line(self, text: str) -> None:
+        """Print one line of a result at once."""
+        print(text, flush=True)
 
     def note(self, text: str) -> None:
         """Log a line, unless quiet."""

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -174,6 +174,16 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 def _is_image(entry: os.DirEntry[bytes]) -> bool:
     """Whether a file is an image by its name; a broken link is one (that cannot be read), a named pipe is none."""
     return _is_image_name(entry.name) and (entry.is_symlink() or entry.is_file())
+
+
+def images_under(folder: Path) -> Iterator[str]:
+    """The images of a folder at any depth, as `escape` gives their paths; bytewise by name, a folder's own ones first.
+
+    Hidden files and folders are left alone, links to folders are not followed.
+    """
+    for place, folders, files in os.walk(os.fsencode(folder)):
+        folders[:] = sorted(name for name in folders if not name.startswith(b"."))
+        yield from (escape(os.path.join(place, name)) for name in sorted(files) if _is_image_name(name))
 
 
 def _is_image_name(name: bytes) -> bool:
