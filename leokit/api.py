@@ -31,6 +31,11 @@ def extract(images: str | Path, *, on_progress: Progress | None = None, **option
         UsageError: an unknown option, backbone or device, or a value out of range.
         DataError: no images, splits that do not go with them, or too many unreadable images.
         ArtifactError: weights that do not fit, or another result at the same place.
+
+    Example:
+        >>> features = extract(images, splits="random:4/3/3", workers=0, work=new_work, **tiny_backbone)
+        >>> len(features.classes("train"))
+        4
     """
     from leokit.stages import extract as stage
 
@@ -53,6 +58,11 @@ def meta_train(preset: str | None = None, *, on_progress: Progress | None = None
         UsageError: an unknown option or preset, or a value out of range.
         DataError: too few classes or images.
         ArtifactError: no features, or another result at the same place.
+
+    Example:
+        >>> run = meta_train("own-images", steps=2, val_episodes=10, val_queries=4, queries=4, work=work)
+        >>> run.folder.name
+        'anchored-5way-1shot'
     """
     from leokit.stages import meta_train as stage
 
@@ -75,6 +85,13 @@ def evaluate(run: str | Path | Run | None = None, *, on_progress: Progress | Non
         UsageError: an unknown option, or a value out of range.
         DataError: too few classes or images.
         ArtifactError: no run or features, or they do not fit together.
+
+    Example:
+        >>> found = evaluate(shots=1, episodes=20, queries="5", work=work)
+        >>> sorted(found.summary["accuracy"])
+        ['class-mean', 'leo']
+        >>> found.accuracies()["leo"].shape
+        (20,)
     """
     from leokit.stages import evaluate as stage
 

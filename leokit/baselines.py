@@ -25,6 +25,11 @@ def class_mean(support: Tensor, shares: Tensor | None = None) -> Tensor:
 
     With unit queries a logit is the cosine to the mean (Snell et al. 2017 with cosine similarity). Shares (..., N, K),
     of sum 1 for each class, weigh the images where classes have different numbers of them.
+
+    Example:
+        >>> support = normalize(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [0.0, -1.0]]]), dim=-1)
+        >>> class_mean(support).round(decimals=3).tolist()
+        [[0.7070000171661377, 0.7070000171661377], [0.0, -1.0]]
     """
     means = support.mean(-2) if shares is None else (support * shares.unsqueeze(-1)).sum(-2)
     return normalize(means, dim=-1)

@@ -981,6 +981,10 @@ def parse_share(text: str) -> Callable[[int], int]:
     Args:
         text: a number as `10`, or a share as `1%`.
 
+    Example:
+        >>> parse_share("1%")(60_000)
+        600
+
     Raises:
         UsageError: neither, or out of range.
     """

@@ -80,8 +80,8 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  (sci
         """
         if sample_weight is not None:
             raise ValueError(
-                "LEOClassifier takes no sample_weight: the images of a class share its weight evenly, and classes weigh "
-                "alike; leave it out, or give an image several times to weigh it more within its class."
+                "LEOClassifier takes no sample_weight: images of a class weigh alike, and classes do; leave it out, or "
+                "give an image several times to weigh it more within its class."
             )
         if self.method not in METHODS:
             raise UsageError(f"method = {self.method!r}: it is one of {', '.join(METHODS)}.")

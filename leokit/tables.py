@@ -60,7 +60,12 @@ def read_table(path: Path) -> pa.Table:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """Text for a cell of a CSV file that no spreadsheet takes for a formula; numbers stay numbers."""
+    """Text for a cell of a CSV file that no spreadsheet takes for a formula; numbers stay numbers.
+
+    Example:
+        >>> print(spreadsheet_safe("=1+1"), spreadsheet_safe("-1.5"), spreadsheet_safe("plate"))
+        '=1+1 -1.5 plate
+    """
     if text[:1] not in _FORMULA_STARTS or _is_number(text):
         return text
     return f"'{text}"

@@ -55,6 +55,14 @@ class FeatureStore:
     Attributes:
         folder: where it lies.
         manifest: what it is and was made from.
+
+    Example:
+        >>> features = FeatureStore.open(work / "features")
+        >>> features.splits, features.dim
+        (['train', 'val', 'test'], 24)
+        >>> name = features.classes("test")[0]
+        >>> features.read_class("test", name).shape == (features.counts("test")[0], features.dim)
+        True
     """
 
     def __init__(self, folder: Path, checked: manifest.Manifest) -> None:

@@ -59,7 +59,14 @@ def image_path(root: Path, image: str) -> Path:
 
 
 def escape(name: bytes) -> str:
-    r"""A file name as text: UTF-8 where it is that, any other byte as `\xNN`, a backslash as two."""
+    r"""A file name as text: UTF-8 where it is that, any other byte as `\xNN`, a backslash as two.
+
+    Example:
+        >>> print(escape("Käse".encode() + b" \xff"))
+        Käse \xff
+        >>> unescape(escape(b"\xff")) == b"\xff"
+        True
+    """
     return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 

@@ -222,7 +222,7 @@ def test_unreadable_queries_are_lines_and_exit_code_3(there, tmp_path):
     assert len(rows) == 1 + 46 + 4
     (broken,) = [row for row in rows if "broken.png" in row]
     assert broken.startswith("-") and "not an image of a kind that Pillow reads" in broken
-    assert [row for row in rows if "grey.png" in row][0][0] == "t"
+    assert next(row for row in rows if "grey.png" in row)[0] == "t"
     assert rows[-2].startswith("-") and "absent.jpg: " in rows[-2] and "empty: " in rows[-1]
     assert "3 of 50 images could not be read" in done.stderr
 
