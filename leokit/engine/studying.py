@@ -27,6 +27,7 @@ from leokit.runs import Run
 from leokit.splits import classes_seen
 
 QUERIES = 15  # of each class, where it has as many
+MOST_SHOTS = 20  # of a class: beyond, methods and their scores hardly change, and episodes take long
 _ARRAYS = ("conformal", "inside", "outside")
 
 Progress = Callable[[int, int, str], None]
@@ -56,7 +57,7 @@ class Setting:
 
 
 def setting(counts: Sequence[int], val_counts: Sequence[int]) -> Setting:
-    """The episodes of meta-val that are most like a support set.
+    """The episodes of meta-val that are most like a support set, of at most `MOST_SHOTS` images of a class.
 
     Args:
         counts: support images of each class of it.
@@ -64,7 +65,7 @@ def setting(counts: Sequence[int], val_counts: Sequence[int]) -> Setting:
     """
     ways, shots = len(counts), round(float(np.mean(counts)))
     fewest = min(val_counts)
-    chosen = max(1, min(shots, fewest - 1))
+    chosen = max(1, min(shots, MOST_SHOTS, fewest - 1))
     queries = max(1, min(QUERIES, fewest - chosen))
     return Setting(min(ways, len(val_counts)), chosen, queries, ways, shots)
 

@@ -89,7 +89,7 @@ def run(
         UsageError: nothing to predict, or what the classifier cannot say.
         ArtifactError, DataError: see `make_classifier`.
     """
-    places = (*config.queries, *config.query)
+    places = (*config.query, *config.queries)  # as `--query A B C` is read
     if not places:
         raise UsageError("No image to predict: name images, folders, or - for a list of paths on standard input.")
     classifier, embedding = _classifier(config, on_progress, on_message or (lambda text: None))
@@ -210,7 +210,7 @@ def to_plain(prediction: Prediction) -> dict[str, Any]:
 
 def dry_run(config: PredictConfig) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
-    places = (*config.queries, *config.query)
+    places = (*config.query, *config.queries)  # as `--query A B C` is read
     queries = ", ".join(map(str, places)) or "none"
     if config.classifier is not None:
         classifier, _ = classifiers.open_classifier(config.classifier)
