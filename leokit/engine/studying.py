@@ -5,7 +5,7 @@ meta-test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,11 @@ class Setting:
         ways: N.
         shots: K.
         queries: Q.
-        wanted_ways: classes that a classifier is asked for.
-        wanted_shots: support images of a class that it is asked for, about.
     """
 
     ways: int
     shots: int
     queries: int
-    wanted_ways: int
-    wanted_shots: int
 
     def in_words(self) -> str:
         """Such as `5-way 1-shot`."""
@@ -67,7 +63,7 @@ def setting(counts: Sequence[int], val_counts: Sequence[int]) -> Setting:
     fewest = min(val_counts)
     chosen = max(1, min(shots, MOST_SHOTS, fewest - 1))
     queries = max(1, min(QUERIES, fewest - chosen))
-    return Setting(min(ways, len(val_counts)), chosen, queries, ways, shots)
+    return Setting(min(ways, len(val_counts)), chosen, queries)
 
 
 def withheld(run: Run, store_facts: Mapping[str, Any], classes: Mapping[str, Sequence[str]], ways: int) -> Withheld:
@@ -144,11 +140,10 @@ def study(
         on_progress: called with episodes done and wanted, of all methods, and the method.
     """
     done: dict[str, tuple[Evidence, Floats]] = {}
-    plan = replace(found, wanted_ways=0, wanted_shots=0)  # which change nothing
     matrix: FeatureMatrix | None = None
     for number, name in enumerate(methods):
         own = {"run": run.id, "samples": samples} if name == LEO else {"types": list(map(str, types_of(run.config)))}
-        key = ["study", name, own, run.manifest.inputs["features"].id, vars(plan), episodes, seed, device.type]
+        key = ["study", name, own, run.manifest.inputs["features"].id, vars(found), episodes, seed, device.type]
         kept = cache.look_up(folder, key)
         if kept is None:
             if matrix is None:
