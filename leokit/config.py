@@ -972,7 +972,19 @@ def _toml_value(value: Any) -> str:
         case list() | tuple():
             return f"[{', '.join(_toml_value(item) for item in value)}]"
         case _:
-            return json.dumps(str(value))
+            return _toml_string(str(value))
+
+
+def _toml_string(text: str) -> str:
+    """A text in quotes, what is not printable escaped; unlike JSON, TOML has no surrogate pairs and no bare DEL."""
+    return "".join(
+        character
+        if character.isprintable()
+        else f"\\u{ord(character):04x}"
+        if character < "\U00010000"
+        else f"\\U{ord(character):08x}"
+        for character in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def parse_share(text: str) -> Callable[[int], int]:

@@ -1,5 +1,6 @@
-"""Small Parquet tables: written whole and atomically, equal tables as equal bytes."""
+"""Small Parquet tables: written whole and atomically, equal tables as equal bytes; and what goes into CSV files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from leokit.errors import ArtifactError
 from leokit.manifest import write_atomically
 
-_FORMULA_STARTS = tuple("=+-@\t\r")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that a spreadsheet runs; OWASP, "CSV injection"
 
 
 class Categories(NamedTuple):
@@ -60,20 +62,13 @@ def read_table(path: Path) -> pa.Table:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """Text for a cell of a CSV file that no spreadsheet takes for a formula; numbers stay numbers.
+    """A text as a cell of a CSV file that no spreadsheet runs as a formula.
+
+    What begins as a formula does gets an apostrophe before it, which a spreadsheet takes for the mark of a text;
+    numbers stay numbers.
 
     Example:
         >>> print(spreadsheet_safe("=1+1"), spreadsheet_safe("-1.5"), spreadsheet_safe("plate"))
         '=1+1 -1.5 plate
     """
-    if text[:1] not in _FORMULA_STARTS or _is_number(text):
-        return text
-    return f"'{text}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text

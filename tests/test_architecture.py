@@ -45,6 +45,7 @@ FLOORS = [
     ("leokit.manifest", 0),
     ("leokit.provenance", 0),
     ("leokit.splits", 0),
+    ("leokit.text", 0),
 ]
 # Libraries that have one home, and what floor 0 must do without.
 HOMES = {

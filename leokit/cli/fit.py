@@ -1,9 +1,8 @@
 """`leokit fit`."""
 
-import shlex
-
 from leokit.cli.render import Output, TableData
 from leokit.config import FitConfig
+from leokit.text import pasteable
 
 
 def command(config: FitConfig, output: Output) -> None:
@@ -35,4 +34,4 @@ def command(config: FitConfig, output: Output) -> None:
     ]
     data = {"out": str(fitted.folder), "id": fitted.id, **fitted.manifest.facts}
     output.result(data, [TableData("Classifier", ["", ""], rows, numeric=False)], [classifier.chosen])
-    output.next_command(f"leokit predict --classifier {shlex.quote(str(fitted.folder))} IMAGES")
+    output.next_command(f"leokit predict --classifier {pasteable(fitted.folder)} IMAGES")

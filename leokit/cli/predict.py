@@ -1,7 +1,6 @@
 """`leokit predict`."""
 
 import csv
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leokit.cli.render import Output, TableData
 from leokit.config import PredictConfig
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
+from leokit.text import visible_json
 
 if TYPE_CHECKING:
     from leokit.stages.predict import Prediction, Predictions
@@ -109,13 +109,13 @@ class _Json:
             "notes": list(found.said),
         }
         self._output, self._first = output, True
-        output.text(json.dumps(head, ensure_ascii=False)[:-1] + ', "predictions": [')
+        output.text(visible_json(head)[:-1] + ', "predictions": [')
 
     def add(self, prediction: "Prediction") -> None:
         """Print one."""
         from leokit.stages.predict import to_plain
 
-        self._output.text(("" if self._first else ",") + "\n" + json.dumps(to_plain(prediction), ensure_ascii=False))
+        self._output.text(("" if self._first else ",") + "\n" + visible_json(to_plain(prediction)))
         self._first = False
 
     def end(self) -> None:
