@@ -672,7 +672,7 @@ class ExportConfig:
     """Options of `leokit export`."""
 
     classifier: Annotated[Path | None, Outside(), Doc("A classifier (default: WORK/classifier).")] = None
-    onnx: Annotated[Path, Outside(), Doc("The ONNX file to write, for onnxruntime.")]
+    onnx: Annotated[Place, Doc("The ONNX file to write, for onnxruntime (default: WORK/classifier.onnx).")] = None
     weights: RunWeights = None
     work: Work = DEFAULT_WORK
     overwrite: Annotated[bool, Outside(), Doc("Replace a file that is there.")] = False

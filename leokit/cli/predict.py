@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leokit.cli.render import Output, TableData
 from leokit.config import PredictConfig
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
-from leokit.text import visible_json
+from leokit.text import visible, visible_json
 
 if TYPE_CHECKING:
     from leokit.stages.predict import Prediction, Predictions
@@ -66,7 +66,7 @@ class _Lines:
         from rich.cells import cell_len
 
         self._output, self._length = output, cell_len
-        names = [*found.classifier.classes, "label"]
+        names = [*map(visible, found.classifier.classes), "label"]
         self._width = min(_WIDEST, max(map(cell_len, names)) + (2 if found.classifier.withheld.unknown is None else 0))
         output.line(f"{self._label('label')}  probability  entropy  image")
 
@@ -87,7 +87,7 @@ class _Lines:
             notes.append("set {" + ", ".join(prediction.set) + "}")
         if prediction.mutual_information is not None:
             notes.append(f"mutual information {prediction.mutual_information:.3f}")
-        label = self._label(f"{prediction.label}{' ?' if prediction.unknown else ''}")
+        label = self._label(f"{visible(prediction.label or '')}{' ?' if prediction.unknown else ''}")
         numbers = f"{prediction.probability:>11.3f}  {prediction.entropy:>7.3f}"
         said = f"  ({'; '.join(notes)})" if notes else ""
         self._output.line(f"{label}  {numbers}  {prediction.image}{said}")

@@ -35,6 +35,11 @@ def _source(config: ExportConfig) -> Path:
     return config.classifier or config.work / "classifier"
 
 
+def default_out(config: ExportConfig) -> Path:
+    """Where the file goes: `--onnx`, else its place under the work folder."""
+    return config.onnx or config.work / "classifier.onnx"
+
+
 def run(config: ExportConfig) -> Exported:
     """Write a classifier and its backbone as one ONNX graph, checked under onnxruntime.
 
@@ -43,7 +48,7 @@ def run(config: ExportConfig) -> Exported:
         UsageError: the extra 'onnx' is not installed.
         LeokitError: the backbone cannot be exported.
     """
-    path = config.onnx
+    path = default_out(config)
     if path.is_dir() or (path.exists() and not config.overwrite):
         raise ArtifactError(f"{path} is there already: choose another --onnx, or use --overwrite.")
     classifier, _ = classifiers.open_classifier(_source(config))
@@ -67,5 +72,5 @@ def dry_run(config: ExportConfig) -> dict[str, Any]:
         "classifier": str(_source(config)),
         "classes": len(classifier.classes),
         "method": classifier.method,
-        "onnx": str(config.onnx),
+        "onnx": str(default_out(config)),
     }
