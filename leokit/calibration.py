@@ -297,7 +297,7 @@ def entropy(probabilities: Floats) -> Floats:
         [0.693 0.   ]
     """
     terms = np.where(probabilities > 0, probabilities * np.log(np.maximum(probabilities, _TINY)), 0.0)
-    found: Floats = -terms.sum(-1)
+    found: Floats = 0.0 - terms.sum(-1)  # no -0.0
     return found
 
 

@@ -1,5 +1,6 @@
 """A run as a scikit-learn classifier on feature arrays."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,13 +89,17 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  (sci
         if not self.temperature > 0:
             raise UsageError(f"temperature = {self.temperature}: it must be above 0.")
         rows, labels = validate_data(self, X, y, dtype=[np.float16, np.float32, np.float64])
-        check_classification_targets(labels)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="The number of unique classes"
+            )  # one image of each is a support set
+            check_classification_targets(labels)
         run = self.run if isinstance(self.run, Run) else open_run(Path(self.run))
         check_method(run, self.method, self.samples)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"The support set has one class, {self.classes_[0]!r}: at least 2 are needed.")
         names = [str(label) for label in self.classes_]
+        if len(names) < 2:
+            raise ValueError(f"The support set has one class, {names[0]!r}: at least 2 are needed.")
         support = support_matrix(rows, numbers, names, run, resolve_device(self.device))
         weights = fit(run, support, self.method, samples=self.samples).cpu()
         self.coef_: NDArray[Any] = weights.numpy()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ FEW = ("--episodes", 30, "--workers", 0)
 
 
 def picture(rng, colour):
-    pixels = np.clip(rng.normal(colour, 40, (40, 36, 3)), 0, 255).astype(np.uint8)
+    pixels = np.clip(rng.normal(colour + rng.normal(0, 25, 3), 40, (40, 36, 3)), 0, 255).astype(np.uint8)
     return Image.fromarray(pixels)
 
 
@@ -57,8 +58,9 @@ def made(tmp_path_factory):
     work = root / WORK
     options = {"backbone": BACKBONE, "weights": str(root / "weights.safetensors"), "image_size": SIZE, "workers": 0}
     extract.run(build(ExtractConfig, {"images": root / "images", "work": work, **options}))
-    for options in ({}, {"train_on_val": True}, {"variant": "meta-sgd"}):
-        meta_train.run(build(MetaTrainConfig, {"work": work, **TRAIN, **options}))
+    with chdir(root):  # places in manifests are relative, so that copies find their own
+        for options in ({}, {"train_on_val": True}, {"variant": "meta-sgd"}):
+            meta_train.run(build(MetaTrainConfig, {"work": Path(WORK), **TRAIN, **options}))
     return root
 
 
@@ -287,14 +289,14 @@ def open_weights(root):
 
 def test_what_was_computed_once_is_taken_from_the_cache(there, tmp_path, monkeypatch):
     first = there("predict", "queries", *OF_RUN, *FEW)
-    monkeypatch.setattr(studying, "_look", None)  # calling it would fail
-    monkeypatch.setattr(predict, "find_images", lambda places, listing: iter(()))  # so would embedding support images
-    monkeypatch.setattr("leokit.engine.classifying.embed_images", None)
-    done = there("predict", "queries", *OF_RUN, *FEW, code=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(studying, "_look", None)  # calling it would fail
+        patched.setattr("leokit.engine.classifying.embed_images", None)  # so would embedding support images
+        patched.setattr(predict, "find_images", lambda places, listing: iter(()))
+        done = there("predict", "queries", *OF_RUN, *FEW, code=3)
     assert done.stdout.splitlines() == first.stdout.splitlines()[:1]
     for path in (tmp_path / WORK / "cache").iterdir():
         path.write_bytes(path.read_bytes()[:-3])
-    monkeypatch.undo()
     assert there("predict", "queries", *OF_RUN, *FEW).stdout == first.stdout
 
 
