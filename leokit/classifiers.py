@@ -137,8 +137,8 @@ def members(probabilities: Floats, quantile: float) -> Flags:
 
     A set that would be empty holds that class instead, which can only raise its coverage.
     """
-    found: Flags = 1 - probabilities <= quantile
-    return found | (probabilities == probabilities.max(-1, keepdims=True))
+    found: Flags = (1 - probabilities <= quantile) | (probabilities == probabilities.max(-1, keepdims=True))
+    return found
 
 
 def facts(classifier: Classifier) -> dict[str, Any]:
@@ -186,7 +186,8 @@ def _restored(folder: Path, tensors: dict[str, Tensor], recorded: Mapping[str, A
         samples, dim = plain.pop("samples"), plain.pop("dim")
         evidence, withheld = plain.pop("evidence"), plain.pop("withheld")
         if evidence is not None:
-            evidence = Evidence(**evidence, **{name: tensors[name].numpy() for name in _ARRAYS})
+            values: dict[str, Any] = evidence | {name: tensors[name].numpy() for name in _ARRAYS}
+            evidence = Evidence(**values)
         plain |= {name: tuple(plain[name]) for name in ("classes", "counts")}
         weights, centre = tensors["weights"], tensors.get("centre")
         if weights.shape != (samples, len(plain["classes"]), dim):

@@ -18,7 +18,7 @@ from leokit.errors import UsageError
 from leokit.runs import Run, open_run
 
 
-class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  (scikit-learn has no types)
+class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """LEO's inner loop as a classifier: `fit` adapts a meta-trained run to labelled features.
 
     Features are rows of the backbone that the run was trained on, as `leokit extract` stores them; they are normalised

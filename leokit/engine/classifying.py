@@ -174,17 +174,18 @@ def _vectors(
     key = ["support", recorded, embedding.device.type, list(images.hashes)]
     kept = cache.look_up(folder, key)
     if kept is None:
-        parts, reasons, done = [], {}, 0
+        parts, done = [], 0
+        unreadable: dict[str, str] = {}
         blocks = (images.paths[start : start + BLOCK] for start in range(0, len(images.paths), BLOCK))
         workers = min(default_workers() if config.workers is None else config.workers, len(images.paths) // BLOCK)
         model, tree = embedding.model, images.tree
         for block, vectors, failed in embed_images(blocks, model, tree.root, workers=workers, members=tree.members):
             parts.append(vectors)
-            reasons |= {block[place]: reason for place, reason in failed.items()}
+            unreadable |= {block[place]: reason for place, reason in failed.items()}
             done += len(block)
             if on_progress:
                 on_progress(done, len(images.paths), "support images")
-        kept = {"vectors": np.concatenate(parts)}, {"reasons": reasons}
+        kept = {"vectors": np.concatenate(parts)}, {"reasons": unreadable}
         cache.keep(folder, key, *kept)
     reasons = kept[1]["reasons"]
     dropped = np.array([path in reasons for path in images.paths])
@@ -229,7 +230,7 @@ def _choose(
         compared = f"; no methods were compared: {said.temperature}" if config.method == "auto" else ""
         return _Choice(named, f"Method: {own}{compared}.", None, said)
     episodes = setting(counts, list(features.facts["counts"]["val"].values()))
-    methods = METHODS if config.method == "auto" and not config.samples else (named,)
+    methods: tuple[str, ...] = METHODS if config.method == "auto" and not config.samples else (named,)
     if run.config.variant == "meta-sgd" and run.config.ways != episodes.ways:
         methods = tuple(name for name in methods if name != LEO) or (named,)
     looked = study(

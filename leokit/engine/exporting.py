@@ -25,6 +25,11 @@ _INPUT, _OUTPUT = "pixels", "probabilities"
 class Graph(nn.Module):
     """Pixels (B, S, S, 3), bytes as leokit's preprocessing leaves them, → probabilities (B, C)."""
 
+    mean: Tensor
+    std: Tensor
+    centre: Tensor | None
+    weights: Tensor
+
     def __init__(self, backbone: Backbone, classifier: Classifier) -> None:
         super().__init__()
         self.backbone, self.preprocessing = backbone.module, backbone.preprocessing

@@ -218,4 +218,5 @@ def _separation(predicted: Predicted, *, parted: bool) -> tuple[str | None, floa
 
 
 def _restored(arrays: dict[str, Floats], plain: dict[str, Any]) -> tuple[Evidence, Floats]:
-    return Evidence(**plain, **{name: arrays[name] for name in _ARRAYS}), arrays["accuracies"]
+    values: dict[str, Any] = plain | {name: arrays[name] for name in _ARRAYS}
+    return Evidence(**values), arrays["accuracies"]

@@ -102,7 +102,7 @@ def run(
     def each() -> Iterator[Prediction]:
         blocks = in_blocks(find_images(places, listing), BLOCK)
         for paths, vectors, reasons in embed_images(blocks, embedding.model, Path(), workers=workers):
-            found = iter(())
+            found: Iterator[dict[str, Any]] = iter(())
             readable = [place for place in range(len(paths)) if place not in reasons]
             if readable:
                 given = answer(classifier, vectors[readable], embedding.device)
