@@ -190,7 +190,7 @@ def _option_row(option: Any, field: FieldInfo) -> list[str]:
 def _metavar(field: FieldInfo) -> str:
     kinds = _members(field.type)
     if get_origin(kinds[0]) is tuple:
-        return "A B C"
+        return "PATH" if get_args(kinds[0])[-1] is Ellipsis else "A B C"
     names = {int: "N", float: "X", Path: "PATH"}
     return "CHOICE" if get_origin(kinds[0]) is Literal else names.get(kinds[0], "TEXT")
 
