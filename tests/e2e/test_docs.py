@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
