@@ -30,24 +30,15 @@ CENTRE = "centre"  # a tensor among the weights
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run: how it was trained and its best parameters, by name."""
+class Run(manifest.Artifact):
+    """A finished run: how it was trained and its best parameters, by name.
 
-    folder: Path
-    manifest: manifest.Manifest
+    Its facts are width and backbone of the features, and when the best weights were found.
+    """
+
     config: MetaTrainConfig
     parameters: dict[str, Tensor]
     centre: Tensor | None  # (D,): what features are centred on, where the run was trained on centred ones
-
-    @property
-    def id(self) -> str:
-        """The run's id."""
-        return self.manifest.id
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a later stage checks: width and backbone of the features, when the best weights were found."""
-        return self.manifest.facts
 
 
 def open_run(folder: Path) -> Run:

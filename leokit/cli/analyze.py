@@ -26,7 +26,7 @@ def command(config: AnalyzeConfig, output: Output) -> None:
         return
     with output.progress("Analysing") as progress:
         done = analyze.run(config, on_progress=progress, on_message=output.note)
-    data = {"out": str(done.folder), "id": done.manifest.id, **done.summary}
+    data = {"out": str(done.folder), "id": done.id, **done.summary}
     output.result(data, list(_tables(done.summary["runs"])), [*_sentences(done.summary), f"In {done.folder}."])
     output.next_command("leokit report")
 

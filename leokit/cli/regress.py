@@ -60,7 +60,7 @@ def draw(config: RegressPlotConfig, output: Output) -> None:
         for letter, entry in zip("abcd", done.panels, strict=True)
     ]
     columns = ["panel", "task", "is a", "sampled sines (%)", "exactly (%)"]
-    data = {"out": str(done.folder), "id": done.manifest.id, "panels": done.panels}
+    data = {"out": str(done.folder), "id": done.id, "panels": done.panels}
     output.result(data, [TableData("Panels", columns, rows, numeric=False)], [f"In {done.folder / stage.FIGURE}."])
 
 
@@ -85,7 +85,7 @@ def evaluate(config: RegressEvalConfig, output: Output) -> None:
         f"({summary['noise_standard_deviation']}, root mean square); half of them are within {far['median']:.3f}.",
         f"In {done.folder}.",
     ]
-    output.result({"out": str(done.folder), "id": done.manifest.id, **summary}, tables, sentences)
+    output.result({"out": str(done.folder), "id": done.id, **summary}, tables, sentences)
 
 
 def _plan(plan: dict[str, Any], title: str, output: Output) -> None:

@@ -43,11 +43,9 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(manifest.Artifact):
     """A finished analysis; the summary is plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
 
 
@@ -115,8 +113,8 @@ def run(
     started = time.perf_counter()
     plan = _open(config)
     folder = plan.folder
-    inputs = {entry.label: manifest.Input(entry.trained.id, str(entry.trained.folder)) for entry in plan.entries}
-    inputs["features"] = manifest.Input(plan.store.id, str(plan.store.folder))
+    inputs = {entry.label: entry.trained.input for entry in plan.entries}
+    inputs["features"] = plan.store.input
     identified = _identified(plan)
     with manifest.locked(folder):
         finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)

@@ -140,8 +140,8 @@ def run(
     shared = shared or Shared()
     test = _open(config, shared)
     inputs = {
-        "run": manifest.Input(test.trained.id, str(test.trained.folder)),
-        "features": manifest.Input(test.store.id, str(test.store.folder)),
+        "run": test.trained.input,
+        "features": test.store.input,
     }
     identified, folder = identity(test.config), test.folder
     with manifest.locked(folder):

@@ -48,17 +48,10 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Uncertainty:
-    """A finished study of uncertainty."""
+class Uncertainty(manifest.Artifact):
+    """A finished study of uncertainty; the summary is plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """The artifact's id."""
-        return self.manifest.id
 
 
 @dataclass(frozen=True)
@@ -130,8 +123,8 @@ def run(
     started = time.perf_counter()
     study = _open(config)
     tell = on_message or (lambda text: None)
-    inputs = {f"run{index or ''}": manifest.Input(each.id, str(each.folder)) for index, each in enumerate(study.runs)}
-    inputs["features"] = manifest.Input(study.store.id, str(study.store.folder))
+    inputs = {f"run{index or ''}": each.input for index, each in enumerate(study.runs)}
+    inputs["features"] = study.store.input
     identified, folder = identity(study.config), study.folder
     with manifest.locked(folder):
         if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite):

@@ -36,11 +36,9 @@ _ALT = {
 
 
 @dataclass(frozen=True)
-class RegressionEvaluation:
-    """A finished evaluation: its place, manifest and summary (plain data)."""
+class RegressionEvaluation(manifest.Artifact):
+    """A finished evaluation; the summary is plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
 
 
