@@ -898,6 +898,11 @@ def run_name(config: MetaTrainConfig) -> str:
     return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
 
 
+def default_run(work: Path, ways: int | None, shots: int | None) -> Path:
+    """The run that is taken where none is named: of variant `leo`, seed 0 and these ways and shots, else 5 and 1."""
+    return work / "runs" / run_name(MetaTrainConfig(ways=ways or 5, shots=shots or 1))
+
+
 def training_splits(config: MetaTrainConfig) -> tuple[str, ...]:
     """The splits whose classes a run is meta-trained on."""
     return ("train", "val") if config.train_on_val else ("train",)
