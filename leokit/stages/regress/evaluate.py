@@ -84,7 +84,7 @@ def run(
             on_message(manifest.already_done(folder))
             return RegressionEvaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
         drawn = _measure(config, model, list(range(config.tasks)), "tasks", on_progress)
-        unclear, _ = find_ambiguous(
+        unclear = find_ambiguous(
             config.ambiguous,
             seed=config.seed,
             shots=model.config.shots,
