@@ -543,14 +543,13 @@ def _best_text(accuracy: float) -> str:
 
 
 def _network(config: PretrainConfig, classes: int) -> Heads:
-    seed = int(randomness.words(1, config.seed, "backbone")[0] >> np.uint64(1))
     return new_network(
         config.backbone,
         classes,
         image_size=config.image_size,
         dropout=config.dropout,
         rotation=config.rotation_weight > 0,
-        seed=seed,
+        seed=randomness.torch_seed(config.seed, "backbone"),
     )
 
 
