@@ -24,7 +24,7 @@ def train(config: RegressTrainConfig, output: Output) -> None:
     from leokit.stages.regress import train as stage
 
     if output.dry_run:
-        _plan(stage.dry_run(config), "Would train", output)
+        output.plan(stage.dry_run(config), "Would train")
         return
     with output.progress("Meta-training") as progress:
         model = stage.run(config, on_progress=progress, on_message=output.note)
@@ -51,7 +51,7 @@ def draw(config: RegressPlotConfig, output: Output) -> None:
     from leokit.stages.regress import plot as stage
 
     if output.dry_run:
-        _plan(stage.dry_run(config), "Would draw", output)
+        output.plan(stage.dry_run(config), "Would draw")
         return
     with output.progress("Drawing") as progress:
         done = stage.run(config, on_progress=progress, on_message=output.note)
@@ -72,7 +72,7 @@ def evaluate(config: RegressEvalConfig, output: Output) -> None:
     from leokit.stages.regress import evaluate as stage
 
     if output.dry_run:
-        _plan(stage.dry_run(config), "Would measure", output)
+        output.plan(stage.dry_run(config), "Would measure")
         return
     with output.progress("Measuring") as progress:
         done = stage.run(config, on_progress=progress, on_message=output.note)
@@ -86,11 +86,6 @@ def evaluate(config: RegressEvalConfig, output: Output) -> None:
         f"In {done.folder}.",
     ]
     output.result({"out": str(done.folder), "id": done.id, **summary}, tables, sentences)
-
-
-def _plan(plan: dict[str, Any], title: str, output: Output) -> None:
-    rows = [[key, str(value)] for key, value in plan.items()]
-    output.result(plan, [TableData(title, ["", ""], rows, numeric=False)])
 
 
 def _percent_of(entry: dict[str, Any]) -> str:
