@@ -15,9 +15,7 @@ def command(config: ExportConfig, output: Output) -> None:
     from leokit.stages import export
 
     if output.dry_run:
-        plan = export.dry_run(config)
-        rows = [[key, str(value)] for key, value in plan.items()]
-        output.result(plan, [TableData("Would export", ["", ""], rows, numeric=False)])
+        output.plan(export.dry_run(config), "Would export")
         return
     done = export.run(config)
     rows = [

@@ -16,9 +16,7 @@ def command(config: FitConfig, output: Output) -> None:
     from leokit.stages import fit
 
     if output.dry_run:
-        plan = fit.dry_run(config)
-        rows = [[key, str(value)] for key, value in plan.items()]
-        output.result(plan, [TableData("Would fit", ["", ""], rows, numeric=False)])
+        output.plan(fit.dry_run(config), "Would fit")
         return
     with output.progress("Fitting") as progress:
         fitted = fit.run(config, on_progress=progress, on_message=output.note)

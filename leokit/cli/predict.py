@@ -29,9 +29,7 @@ def command(config: PredictConfig, output: Output) -> None:
     from leokit.stages import predict
 
     if output.dry_run:
-        plan = predict.dry_run(config)
-        rows = [[key, str(value)] for key, value in plan.items()]
-        output.result(plan, [TableData("Would predict", ["", ""], rows, numeric=False)])
+        output.plan(predict.dry_run(config), "Would predict")
         return
     with ExitStack() as stack:
         write = stack.enter_context(_csv_file(config.csv)) if config.csv else None

@@ -125,7 +125,7 @@ def make_classifier(config: FitConfig, *, on_progress: Progress | None = None, o
     listed = [[classes[number], digest] for number, digest in zip(images.numbers, images.hashes, strict=True)]
     support_id = manifest.hash_text(manifest.canonical_json(listed))
     inputs = {
-        "run": manifest.Input(run.id, str(run.folder)),
+        "run": run.input,
         "images": manifest.Input(support_id, str(config.support)),
     }
     return Made(made, inputs, embedding)

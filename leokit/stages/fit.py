@@ -20,17 +20,10 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(manifest.Artifact):
     """A classifier on disk."""
 
-    folder: Path
-    manifest: manifest.Manifest
     classifier: Classifier
-
-    @property
-    def id(self) -> str:
-        """The artifact's id."""
-        return self.manifest.id
 
 
 def default_out(config: FitConfig) -> Path:
