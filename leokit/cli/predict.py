@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leokit.cli.render import Output, TableData
+from leokit.cli.render import Output
 from leokit.config import PredictConfig
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
 from leokit.text import visible, visible_json
