@@ -392,7 +392,7 @@ def test_worker_processes_change_nothing(there):
 # ONNX
 
 
-@pytest.mark.parametrize("views", ["center", "flip", "ten-crop"])
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
 def test_the_onnx_file_gives_the_same_answers(there, made, tmp_path, views):
     pytest.importorskip("onnxruntime")
     import onnxruntime
