@@ -478,7 +478,9 @@ def check_artifact(folder):
 
 def plain(kind):
     """A type without its width, in the notation of Arrow; features may be of either precision."""
-    text = re.sub(r"\[\w+\]$", "[]", str(kind)).replace("<element: ", "<item: ")  # the name that Arrow gives has changed
+    text = re.sub(r"\[\w+\]$", "[]", str(kind)).replace(
+        "<element: ", "<item: "
+    )  # the name that Arrow gives has changed
     return text.replace("item: float not null", "item: halffloat not null")
 
 
