@@ -186,11 +186,26 @@ def _is_image(entry: os.DirEntry[bytes]) -> bool:
 def images_under(folder: Path) -> Iterator[str]:
     """The images of a folder at any depth, as `escape` gives their paths; bytewise by name, a folder's own ones first.
 
-    Hidden files and folders are left alone, links to folders are not followed.
+    Hidden files and folders are left alone. Links to folders are followed, but for those that lead back to where they
+    are.
     """
-    for place, folders, files in os.walk(os.fsencode(folder)):
-        folders[:] = sorted(name for name in folders if not name.startswith(b"."))
+    top = os.fsencode(folder)
+    above = {top: (_identity(top),)}  # of each folder to come, itself and those that it lies in
+    for place, folders, files in os.walk(top, followlinks=True):
+        chain = above.pop(place)
+        inside = {name: _identity(os.path.join(place, name)) for name in sorted(folders) if not name.startswith(b".")}
+        folders[:] = [name for name, identity in inside.items() if identity not in chain]
+        above |= {os.path.join(place, name): (*chain, inside[name]) for name in folders}
         yield from (escape(os.path.join(place, name)) for name in sorted(files) if _is_image_name(name))
+
+
+def _identity(folder: bytes) -> tuple[int, int] | None:
+    """What identifies a folder, by whichever path it is come to; None where it cannot be asked."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_image_name(name: bytes) -> bool:

@@ -359,8 +359,13 @@ def test_a_list_names_images_and_folders(tmp_path, monkeypatch):
     for name in ("b/2.png", "b/deep/1.png", "b/.hidden.png", "b/notes.txt", "a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "3.png").touch()
+    (tmp_path / "b" / "linked").symlink_to(tmp_path / "elsewhere")
     listing = io.BytesIO(b"a.png\n\nb\r\nabsent.png\n")
-    assert list(find_images([Path("-")], listing)) == ["a.png", "b/2.png", "b/deep/1.png", "absent.png"]
+    in_b = ["b/2.png", "b/deep/1.png", "b/linked/3.png"]
+    assert list(find_images([Path("-")], listing)) == ["a.png", *in_b, "absent.png"]
 
 
 def test_the_first_answer_comes_before_the_last_image_is_named(there, tmp_path):
