@@ -27,7 +27,8 @@ from leokit.report.model import Block, Cell, Facts, Figure, Figures, Fold, Note,
 from leokit.report.sources import features, overview, seen_notes, versions
 from leokit.report.training import backbones, training
 from leokit.report.uncertainty import uncertainty
-from leokit.report.words import get, interval, is_number, listed, mapping, number, plural, visible
+from leokit.report.words import get, interval, is_number, listed, mapping, number, plural
+from leokit.text import visible
 
 README, CONFIG = "README.md", "config.json"
 BACKBONE = "backbone"  # the folder of a backbone that leokit pretrain made
