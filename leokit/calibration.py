@@ -88,11 +88,7 @@ def bin_of(confidence: Floats, edges: Floats) -> Ints:
 
 def reliability(confidence: Floats, correct: Flags, edges: Floats) -> Reliability:
     """Bins of confidences (n,) with whether each was right (n,)."""
-    place, bins = bin_of(confidence, edges), len(edges) - 1
-    counts, sums, right = (
-        np.bincount(place, values, bins).astype(np.float64)
-        for values in (np.ones(len(place)), confidence, correct.astype(np.float64))
-    )
+    counts, sums, right = _binned(confidence, correct, np.zeros(len(confidence), np.int64), 1, edges)[0]
     with np.errstate(invalid="ignore"):
         return Reliability(edges, counts, sums / counts, right / counts)
 
@@ -173,7 +169,12 @@ def maximum_error_of_sums(totals: Floats) -> Floats:
 
 
 def tempered(probabilities: Floats, temperature: float) -> Floats:
-    """Probabilities (n, C) to the power 1/T, normalised; for a softmax its logits divided by T. The order stays."""
+    """Probabilities (n, C) to the power 1/T, normalised; for a softmax its logits divided by T. The order stays.
+
+    Example:
+        >>> tempered(np.array([[0.8, 0.2]]), 2.0).round(3).tolist()
+        [[0.667, 0.333]]
+    """
     logits = np.log(np.maximum(probabilities, _TINY)) / temperature
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(powers / powers.sum(-1, keepdims=True))
@@ -217,14 +218,17 @@ class RiskCoverage(NamedTuple):
 
 def risk_coverage(confidence: Floats, correct: Flags) -> RiskCoverage:
     """The curve of confidences (n,); queries of one confidence are accepted together, each taking their mean risk."""
+    _, risks = _ranked(confidence, correct)
+    taken = np.arange(1, len(risks) + 1)
+    return RiskCoverage(taken / len(risks), np.cumsum(risks) / taken)
+
+
+def _ranked(confidence: Floats, correct: Flags) -> tuple[Ints, Floats]:
+    """Queries (n,) by falling confidence, and for each in this order the mean risk (n,) of those of its confidence."""
     order = np.argsort(-confidence, kind="stable")
-    wrong = ~correct[order]
-    values, starts, counts = np.unique(-confidence[order], return_index=True, return_counts=True)
-    mean = np.add.reduceat(wrong.astype(np.float64), starts) / counts
-    cumulative = np.cumsum(np.repeat(mean, counts))
-    taken = np.arange(1, len(order) + 1)
-    del values
-    return RiskCoverage(taken / len(order), cumulative / taken)
+    _, starts, counts = np.unique(-confidence[order], return_index=True, return_counts=True)
+    means = np.add.reduceat((~correct[order]).astype(np.float64), starts) / counts
+    return order, np.repeat(means, counts)
 
 
 class ResampledRisk:
@@ -232,10 +236,8 @@ class ResampledRisk:
 
     def __init__(self, confidence: Floats, correct: Flags) -> None:
         """Sort queries by their confidence (n,); each has the mean risk of those of its confidence."""
-        self._order = np.argsort(-confidence, kind="stable")
-        _, starts, counts = np.unique(-confidence[self._order], return_index=True, return_counts=True)
-        means = np.add.reduceat((~correct[self._order]).astype(np.float64), starts) / counts
-        self._wrong = np.repeat(means, counts).astype(np.float32)
+        self._order, risks = _ranked(confidence, correct)
+        self._wrong = risks.astype(np.float32)
 
     def area_and_accuracies(self, weights: NDArray[np.float32], coverages: Sequence[float]) -> tuple[Floats, Floats]:
         """Areas under the curves (R,), and accuracies (R, coverages) on the most confident shares.
@@ -285,9 +287,14 @@ class Decomposition(NamedTuple):
 
 
 def entropy(probabilities: Floats) -> Floats:
-    """Entropy (...,) of distributions (..., C)."""
+    """Entropy (...,) of distributions (..., C).
+
+    Example:
+        >>> print(entropy(np.array([[0.5, 0.5], [1.0, 0.0]])).round(3))
+        [0.693 0.   ]
+    """
     terms = np.where(probabilities > 0, probabilities * np.log(np.maximum(probabilities, _TINY)), 0.0)
-    found: Floats = -terms.sum(-1)
+    found: Floats = 0.0 - terms.sum(-1)  # no -0.0
     return found
 
 
@@ -311,6 +318,12 @@ def conformal_quantile(scores: Floats, level: float) -> float:
 
     A set of all classes whose score is at most this covers the label of a further exchangeable query with probability
     `level` or more (Vovk et al. 2005). Scores of one episode are not exchangeable with each other: give one of each.
+
+    Example:
+        >>> conformal_quantile(np.array([0.1, 0.2, 0.3, 0.4]), 0.6)
+        0.3
+        >>> conformal_quantile(np.array([0.1, 0.2, 0.3, 0.4]), 0.9)
+        inf
     """
     rank = ceil((len(scores) + 1) * level - 1e-9)  # (n + 1) · 0.9 shall not be a hair above a whole number
     return float("inf") if rank > len(scores) else float(np.sort(scores)[rank - 1])

@@ -56,6 +56,11 @@ Precision = Annotated[
     Literal["float32", "bfloat16", "float16"], Doc("Of the model's computation; below float32 by autocast.")
 ]
 CudaGraph = Annotated[bool, Outside(), Doc("On CUDA a whole step is one graph that is replayed.")]
+ImageSize = Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")]
+MaxFailures = Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")]
+TestFeatures = Annotated[Path | None, Outside(), Doc("Features to test on (default: WORK/features).")]
+TestWays = Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")]
+Resume = Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")]
 Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
 DEFAULT_WORK = Path("leokit-work")
 DEFAULT_STEPS = 100_000  # of meta-training
@@ -73,6 +78,9 @@ COMMANDS = (  # the tables that a config file may have
     "regress-eval",
     "table",
     "report",
+    "predict",
+    "fit",
+    "export",
     "inspect",
     "verify",
     "splits-list",
@@ -130,7 +138,7 @@ class ExtractConfig:
     trained_on: Annotated[
         str | None, Doc("What a weights file was trained on: imagenet-1k, imagenet-21k, web or unknown.")
     ] = None
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     crop_pct: Annotated[float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")] = None
     mean: Annotated[Triple | None, Doc("Mean of each channel, on a scale of 0 to 1.")] = None
     std: Annotated[Triple | None, Doc("Standard deviation of each channel, on a scale of 0 to 1.")] = None
@@ -159,7 +167,7 @@ class ExtractConfig:
     ] = False
     decode: Annotated[Literal["cpu", "gpu"], Doc("Where JPEGs are decoded; gpu needs CUDA.")] = "cpu"
     dtype: Annotated[Literal["float16", "float32"], Doc("Stored type of the features.")] = "float16"
-    max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
+    max_failures: MaxFailures = "1%"
     retry_failed: Annotated[
         bool, Outside(), Doc("Read again the images that could not be read, and those that have changed since.")
     ] = False
@@ -192,7 +200,7 @@ class PretrainConfig:
             "and group3.block2.relu, before and after batch norm and ReLU; else pooled)."
         ),
     ] = None
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     epochs: Annotated[int, Ge(1), Doc("Passes over the images.")] = 90
     batch_size: Annotated[int, Ge(2), Doc("Images of a step, over all ranks.")] = 64
     accumulate: Annotated[int, Ge(1), Doc("Parts of a batch that go through the model one after the other.")] = 1
@@ -247,11 +255,11 @@ class PretrainConfig:
         Outside(),
         Doc("Hold decoded images in memory, or decode them in each epoch (auto: memory where they fit in half of it)."),
     ] = "auto"
-    max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
+    max_failures: MaxFailures = "1%"
     seed: Seed = 0
     device: Device = "auto"
     workers: Workers = None
-    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    resume: Resume = True
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -266,7 +274,7 @@ class BenchExtractConfig:
     weights: Annotated[
         str, Resolved(), Doc("random (as fast as any), or as extract takes them: auto, bundled, pretrained or a file.")
     ] = "random"
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     views: Annotated[Literal["center", "flip", "ten-crop"], Doc("As extract takes it.")] = "center"
     precision: Precision = "float32"
     compile: Annotated[bool, Doc("Compile the model.")] = False
@@ -465,7 +473,7 @@ class MetaTrainConfig:
     cuda_graph: CudaGraph = True
     seed: Seed = 0
     device: Device = "auto"
-    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    resume: Resume = True
     tensorboard: Annotated[bool, Outside(), Doc("Copy the metrics to TensorBoard's events in RUN/tensorboard.")] = False
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
@@ -477,10 +485,10 @@ class EvalConfig:
 
     runs: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Runs to test (default: see --run).")] = ()
     run: Annotated[Place, Doc("The one run to test (default: WORK/runs/leo-Nway-Kshot).")] = None
-    features: Annotated[Place, Doc("Features to test on (default: WORK/features).")] = None
+    features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/eval/RUN).")] = None
     split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
-    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
+    ways: TestWays = None
     shots: Annotated[int | None, Ge(1), Doc("Support images of each class (K) (default: the run's, else 1).")] = None
     queries: Annotated[
         str,
@@ -522,9 +530,9 @@ class UncertaintyConfig:
         Outside(),
         Doc("The run to look at, and further ones that form an ensemble with it (default: WORK/runs/leo-5way-1shot)."),
     ] = ()
-    features: Annotated[Place, Doc("Features to test on (default: WORK/features).")] = None
+    features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/uncertainty/RUN).")] = None
-    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
+    ways: TestWays = None
     shots: Annotated[int | None, Ge(1), Doc("Support images of each class (K) (default: the run's).")] = None
     queries: Annotated[int, Ge(1), Doc("Query images of each class, and as many of outside classes.")] = 15
     episodes: Annotated[int, Ge(2), Doc("Number of meta-test episodes.")] = 2000
@@ -576,6 +584,103 @@ class AnalyzeConfig:
     device: Device = "auto"
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
+
+
+Method = Annotated[
+    Literal["auto", "leo", "class-mean", "logistic"],
+    Doc(
+        "leo is the run's own variant; auto takes whichever was best on meta-val episodes of about as many classes and "
+        "shots."
+    ),
+]
+PosteriorSamples = Annotated[
+    int, Ge(0), Le(10_000), Doc("Samples of codes and weights to average (leo; 0: their means alone).")
+]
+StudyEpisodes = Annotated[
+    int,
+    Ge(20),
+    Doc("Meta-val episodes for the choice, the temperature, unknown images and sets; their result is kept."),
+]
+Support = Annotated[
+    Path | None,
+    Outside(),
+    Doc("A folder for each class with one image or more, or a CSV file image,label (paths as seen from the file)."),
+]
+RunPlace = Annotated[Path | None, Outside(), Doc("The run (default: the only one in WORK/runs).")]
+RunFeatures = Annotated[Place, Doc("Features that the run was trained on (default: where they were then).")]
+RunWeights = Annotated[
+    str | None,
+    Outside(),
+    Doc("The backbone's weights, where they are no longer where they were: a file, or a folder of leokit pretrain."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Options of `leokit fit`."""
+
+    run: RunPlace = None
+    support: Support = None
+    out: Annotated[Place, Doc("Folder of the classifier (default: WORK/classifier).")] = None
+    method: Method = "auto"
+    samples: PosteriorSamples = 0
+    episodes: StudyEpisodes = 400
+    features: RunFeatures = None
+    weights: RunWeights = None
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Options of `leokit predict`."""
+
+    queries: Annotated[
+        tuple[Path, ...],
+        Argument(),
+        Outside(),
+        Doc("Images, folders of images, or - for a list of paths on standard input (default: --query)."),
+    ] = ()
+    query: Annotated[tuple[Path, ...], Outside(), Doc("The same by an option, which may be given several times.")] = ()
+    run: RunPlace = None
+    support: Support = None
+    classifier: Annotated[
+        Path | None, Outside(), Doc("A classifier that leokit fit made, in place of --run and --support.")
+    ] = None
+    method: Method = "auto"
+    samples: PosteriorSamples = 0
+    top: Annotated[int, Ge(1), Doc("How many classes to name for an image, the most probable first.")] = 1
+    sets: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Print prediction sets that hold the right class at this rate on meta-val.")
+    ] = None
+    unknown_rate: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc("Share of images of the given classes that may be called unknown, on meta-val (0: call none unknown)."),
+    ] = 0.05
+    csv: Annotated[Path | None, Outside(), Doc("Write the predictions to this CSV file, too.")] = None
+    episodes: StudyEpisodes = 400
+    features: RunFeatures = None
+    weights: RunWeights = None
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `leokit export`."""
+
+    classifier: Annotated[Path | None, Outside(), Doc("A classifier (default: WORK/classifier).")] = None
+    onnx: Annotated[Place, Doc("The ONNX file to write, for onnxruntime (default: WORK/classifier.onnx).")] = None
+    weights: RunWeights = None
+    work: Work = DEFAULT_WORK
+    overwrite: Annotated[bool, Outside(), Doc("Replace a file that is there.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -632,7 +737,7 @@ class RegressTrainConfig:
     clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 1.0
     clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 1.0
     seed: Seed = 0
-    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    resume: Resume = True
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -678,7 +783,7 @@ class BenchPretrainConfig:
     """Options of `leokit bench pretrain`."""
 
     backbone: Annotated[str, Doc("As pretrain takes it.")] = PretrainConfig.backbone
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     batch_size: Annotated[int, Ge(2), Doc("Images of a step.")] = 64
     dropout: Annotated[float, Ge(0), Lt(1), Doc("As pretrain takes it.")] = 0.0
     precision: Precision = "float32"
@@ -749,6 +854,9 @@ StageConfig = TypeVar(
     EvalConfig,
     UncertaintyConfig,
     AnalyzeConfig,
+    FitConfig,
+    PredictConfig,
+    ExportConfig,
     TableConfig,
     ReportConfig,
     RegressTrainConfig,
@@ -869,7 +977,19 @@ def _toml_value(value: Any) -> str:
         case list() | tuple():
             return f"[{', '.join(_toml_value(item) for item in value)}]"
         case _:
-            return json.dumps(str(value))
+            return _toml_string(str(value))
+
+
+def _toml_string(text: str) -> str:
+    """A text in quotes, what is not printable escaped; unlike JSON, TOML has no surrogate pairs and no bare DEL."""
+    return "".join(
+        character
+        if character.isprintable()
+        else f"\\u{ord(character):04x}"
+        if character < "\U00010000"
+        else f"\\U{ord(character):08x}"
+        for character in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def parse_share(text: str) -> Callable[[int], int]:
@@ -877,6 +997,10 @@ def parse_share(text: str) -> Callable[[int], int]:
 
     Args:
         text: a number as `10`, or a share as `1%`.
+
+    Example:
+        >>> parse_share("1%")(60_000)
+        600
 
     Raises:
         UsageError: neither, or out of range.
@@ -896,6 +1020,11 @@ def run_name(config: MetaTrainConfig) -> str:
     suffix = f"-seed{config.seed}" if config.seed else ""
     suffix += "-trainval" if config.train_on_val else ""
     return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
+
+
+def default_run(work: Path, ways: int | None, shots: int | None) -> Path:
+    """The run that is taken where none is named: of variant `leo`, seed 0 and these ways and shots, else 5 and 1."""
+    return work / "runs" / run_name(MetaTrainConfig(ways=ways or 5, shots=shots or 1))
 
 
 def training_splits(config: MetaTrainConfig) -> tuple[str, ...]:
@@ -986,6 +1115,31 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise UsageError(f"Unknown preset {name!r}: there are {', '.join(PRESETS)}.")
     return tomllib.loads((files("leokit") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def with_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The values of a meta-training over those of its preset, where none is named of the one nearest to its shots.
+
+    Returns:
+        The values, and a sentence on the preset where it was not named.
+
+    Raises:
+        UsageError: no preset of that name, or a value of the wrong type.
+    """
+    preset, sentence = values.get("preset"), ""
+    if preset is None:
+        shots = build(MetaTrainConfig, values).shots
+        preset = nearest_preset(shots)
+        sentence = f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}."
+    below = read_preset(str(preset))
+    if values.get("steps_from"):  # which says how long to train
+        below.pop("steps", None)
+    if values.get("train_on_val"):  # which leaves no validation to wait for
+        below.pop("patience", None)
+    whole = {**below, **values, "preset": preset}
+    if not values.get("steps_from") and not values.get("train_on_val"):
+        whole.setdefault("steps", DEFAULT_STEPS)
+    return whole, sentence
 
 
 def nearest_preset(shots: int) -> str:

@@ -15,12 +15,15 @@ PACKAGE = Path(__file__).parents[1] / "leokit"
 FLOORS = [
     ("leokit.cli", 6),
     ("leokit.__main__", 6),
+    ("leokit.api", 6),
+    ("leokit.estimator", 5),
     ("leokit.stages", 5),
     ("leokit.figures", 5),
     ("leokit.report", 5),
     ("leokit.engine", 4),
     ("leokit.episodes", 3),
     ("leokit.runs", 3),
+    ("leokit.classifiers", 3),
     ("leokit.evaluations", 3),
     ("leokit.regression.models", 3),
     ("leokit.features", 2),
@@ -42,6 +45,7 @@ FLOORS = [
     ("leokit.manifest", 0),
     ("leokit.provenance", 0),
     ("leokit.splits", 0),
+    ("leokit.text", 0),
 ]
 # Libraries that have one home, and what floor 0 must do without.
 HOMES = {

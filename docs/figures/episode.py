@@ -66,12 +66,16 @@ def letter(name: str) -> str:
 
 def draw(images: Path, episode: Episode, path: Path) -> None:
     """Draw the episode: a row for each class, its support image on the left and its queries beside."""
-    with written_figure(path, 6.9, "Named from one image of each, in alphabets that were in no training") as figure:
+    title = (
+        "One image of each letter is known (left), in alphabets that were in no training.\n"
+        "Names given to new ones: green is right, orange wrong, with the probability."
+    )
+    with written_figure(path, 7.4, title) as figure:
         ways = len(episode.classes)
-        grid = figure.add_gridspec(ways, QUERIES + 2, width_ratios=[1.25, 0.25, *[1] * QUERIES])
+        grid = figure.add_gridspec(ways, QUERIES + 2, width_ratios=[1.2, 0.2, *[1] * QUERIES])
         right = 0
         for row, name in enumerate(episode.classes):
-            cells = [(0, episode.support[row], letter(name), BLACK)]
+            cells = [(0, episode.support[row], letter(name).replace(" ", "\n"), BLACK)]
             for column, image in enumerate(episode.queries[row]):
                 given, share = episode.named[row][column], f"{episode.probabilities[row][column]:.0%}"
                 right += given == row
@@ -83,10 +87,7 @@ def draw(images: Path, episode: Episode, path: Path) -> None:
                 axes.set_xticks([])
                 axes.set_yticks([])
                 axes.spines[:].set(visible=True, color=colour, linewidth=3)
-                axes.set_xlabel(text, color=colour, fontsize=13, fontweight="bold", labelpad=3)
-                if row == 0 and place in (0, 2):
-                    title = "known" if place == 0 else "new: green is right, orange wrong; how sure it is"
-                    axes.set_title(title, fontsize=13, loc="left")
+                axes.set_xlabel(text, color=colour, fontsize=11, fontweight="bold", labelpad=3)
     print(f"{right} of {ways * QUERIES} are right: {path}")
 
 

@@ -23,7 +23,7 @@ from leokit.report.model import (
     Table,
     Text,
 )
-from leokit.report.words import visible
+from leokit.text import visible
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}

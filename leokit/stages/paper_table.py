@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from leokit import manifest
@@ -17,6 +16,7 @@ from leokit.config import TableConfig, identity
 from leokit.errors import ArtifactError
 from leokit.evaluations import Evaluation, Group, group_by_seed, open_evaluation, seen_in_words
 from leokit.provenance import information
+from leokit.tables import spreadsheet_safe
 
 SCHEMA = "leokit/table@1"
 WAYS, SHOTS = 5, (1, 5)  # what the paper's tables are of
@@ -30,11 +30,9 @@ Row = dict[
 
 
 @dataclass(frozen=True)
-class PaperTable:
+class PaperTable(manifest.Artifact):
     """A finished table: its rows and the sentences below it, as plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     content: dict[str, Any]
 
 
@@ -51,7 +49,7 @@ def run(config: TableConfig, *, on_message: Callable[[str], None] | None = None)
     started = time.perf_counter()
     chosen = choose(config, on_message)
     folder = config.out or config.work / "tables" / f"table{config.number}"
-    inputs = {f"eval {entry.id[:12]}": manifest.Input(entry.id, str(entry.folder)) for entry in chosen}
+    inputs = {f"eval {entry.id[:12]}": entry.input for entry in chosen}
     identified = identity(config)
     names = {kind: f"table{config.number}.{kind}" for kind in ("md", "csv", "json")}
     with manifest.locked(folder):
@@ -282,5 +280,6 @@ def _csv(content: dict[str, Any]) -> str:
         for shots, entry in row["by_shots"].items():
             if entry:
                 numbers = [entry[key] for key in MEASURES]
-                writer.writerow([row["method"], row["whose"], entry["seeds"], shots, *numbers])
+                names = [spreadsheet_safe(row[key]) for key in ("method", "whose")]
+                writer.writerow([*names, entry["seeds"], shots, *numbers])
     return file.getvalue()

@@ -478,7 +478,7 @@ def check_artifact(folder):
 
 def plain(kind):
     """A type without its width, in the notation of Arrow; features may be of either precision."""
-    text = re.sub(r"\[\w+\]$", "[]", str(kind)).replace("<element:", "<item:")  # as Parquet calls it
+    text = re.sub(r"\[\w+\]$", "[]", str(kind)).replace("<element: ", "<item: ")  # as Parquet calls it
     return text.replace("item: float not null", "item: halffloat not null")
 
 
