@@ -364,7 +364,7 @@ def bash(commands, folder, script):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
 
@@ -373,7 +373,7 @@ def python(folder, text):
     """Run Python code that must end well."""
     stderr = folder / "stderr.txt"
     stderr.unlink(missing_ok=True)
-    assert ended(start_code(made_tiny_code(text), folder, stderr=stderr)) == 0, f"{text}\n{stderr.read_text()}"
+    assert ended(start_code(made_tiny_code(text), folder, stderr=stderr), 600) == 0, f"{text}\n{stderr.read_text()}"
 
 
 def is_runnable(page):
