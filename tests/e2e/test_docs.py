@@ -364,7 +364,7 @@ def bash(commands, folder, script):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
 
@@ -373,7 +373,7 @@ def python(folder, text):
     """Run Python code that must end well."""
     stderr = folder / "stderr.txt"
     stderr.unlink(missing_ok=True)
-    assert ended(start_code(made_tiny_code(text), folder, stderr=stderr)) == 0, f"{text}\n{stderr.read_text()}"
+    assert ended(start_code(made_tiny_code(text), folder, stderr=stderr), 600) == 0, f"{text}\n{stderr.read_text()}"
 
 
 def is_runnable(page):
@@ -478,9 +478,7 @@ def check_artifact(folder):
 
 def plain(kind):
     """A type without its width, in the notation of Arrow; features may be of either precision."""
-    text = re.sub(r"\[\w+\]$", "[]", str(kind)).replace(
-        "<element: ", "<item: "
-    )  # the name that Arrow gives has changed
+    text = re.sub(r"\[\w+\]$", "[]", str(kind)).replace("<element: ", "<item: ")  # as Parquet calls it
     return text.replace("item: float not null", "item: halffloat not null")
 
 
