@@ -5,6 +5,8 @@ A subcommand's options are the fields of its configuration class, so that names,
 
 import inspect
 import json
+import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict
@@ -77,12 +79,15 @@ def _run(
             output.text(json.dumps(plain) + "\n" if output.json else to_toml(plain))
         else:
             body(config, output)
+        sys.stdout.flush()
     except LeokitError as error:
         if output.common.verbose:
             traceback.print_exc()
         output.error(str(error))
         return error.exit_code
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return LeokitError.exit_code
         if output.common.verbose:
             traceback.print_exc()
         output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")
@@ -91,6 +96,16 @@ def _run(
         output.error("Interrupted. What was finished is kept: the same command goes on from there.")
         return Interrupted.exit_code
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether who reads standard output has seen enough, as `head`; then nothing more is written there."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def layered(
