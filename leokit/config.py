@@ -22,6 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
 from leokit.errors import UsageError
+from leokit.text import visible
 
 
 class Outside:
@@ -962,7 +963,7 @@ def read_toml(path: Path, command: str) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"The config file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The config file {path} is no TOML: {error}.") from error
     tables = [key for key, value in data.items() if isinstance(value, dict)]
     if tables and len(tables) < len(data):
@@ -996,11 +997,7 @@ def _toml_value(value: Any) -> str:
 def _toml_string(text: str) -> str:
     """A text in quotes, what is not printable escaped; unlike JSON, TOML has no surrogate pairs and no bare DEL."""
     return "".join(
-        character
-        if character.isprintable()
-        else f"\\u{ord(character):04x}"
-        if character < "\U00010000"
-        else f"\\U{ord(character):08x}"
+        character if character.isprintable() else f"\\U{ord(character):08x}"
         for character in json.dumps(text, ensure_ascii=False)
     )
 
@@ -1023,7 +1020,7 @@ def parse_share(text: str) -> Callable[[int], int]:
     except InvalidOperation:
         value = Decimal(-1)
     share = text.endswith("%")
-    if not value.is_finite() or value < 0 or (value > 100 if share else value != int(value)):
+    if not value.is_finite() or not 0 <= value <= (100 if share else 2**63) or (not share and value != int(value)):
         raise UsageError(f"max_failures = {text!r}: a number of images from 0, or a share from 0% to 100%.")
     return lambda total: int(value * total / 100) if share else int(value)
 
@@ -1095,7 +1092,7 @@ def read_numbers(option: str, text: str, kind: type[Number], low: float, high: f
         except ValueError:
             value = kind(low - 1)
         if not low <= value <= high:
-            raise UsageError(f"{option} {text}: {part.strip()!r} is no number from {low:g} to {high:g}.")
+            raise UsageError(f"{option} {visible(text)}: {part.strip()!r} is no number from {low:g} to {high:g}.")
         numbers.add(value)
     return sorted(numbers)
 

@@ -60,24 +60,26 @@ class FeatureMatrix:
         """Normalise a table's rows, in `dtype`, on `device`, and hold them as `held` (default: as `dtype`).
 
         Raises:
-            DataError: a feature is not finite.
+            DataError: a feature is not finite, or so large that the row would become one of zeros.
         """
         rows = torch.empty(table.embeddings.shape, device=device, dtype=held or dtype)
+        finite = torch.ones(len(rows), device=device, dtype=torch.bool)
         self.dtype = dtype
         for start in range(0, len(rows), _NORMALISED_ROWS):
             block = torch.tensor(table.embeddings[start : start + _NORMALISED_ROWS], device=device, dtype=dtype)
             # As tf.nn.l2_normalize: a row of zeros stays zero.
-            rows[start : start + len(block)] = block * block.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
+            squares = block.square().sum(1, keepdim=True)
+            finite[start : start + len(block)] = squares.isfinite().squeeze(1)
+            rows[start : start + len(block)] = block * squares.clamp_min(1e-12).rsqrt()
         self.rows = rows
         self.classes = table.classes
         self.offsets = torch.from_numpy(np.asarray(table.offsets, dtype=np.int64)).to(device)
-        finite = self.rows.isfinite().all(1)
         if not finite.all():
             row = int(finite.logical_not().nonzero()[0])
             number = int(torch.searchsorted(self.offsets, row, right=True)) - 1
             raise DataError(
                 f"Image {row - int(self.offsets[number])} of class {self.classes[number]!r} has a feature that is "
-                "not finite: extract the features again."
+                f"not finite, or too large for its square to be a {dtype}: extract the features again."
             )
 
     def centred(self, mean: Tensor) -> "FeatureMatrix":

@@ -1,6 +1,5 @@
 """Finished evaluations on disk, and groups of those whose runs differ in nothing but the seed."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,40 @@ def open_evaluation(folder: Path) -> Evaluation:
     manifest.check_files(folder, found)
     if "run_config" not in found.facts:
         raise ArtifactError(f"{folder} was made by an older leokit: make it again with `leokit eval --overwrite`.")
-    return Evaluation(folder, found, json.loads((folder / SUMMARY).read_bytes()))
+    summary = manifest.read_json(folder, found, SUMMARY)
+    fault = _summary_fault(summary) or _run_config_fault(found.facts["run_config"])
+    if fault:
+        raise ArtifactError(f"{folder / SUMMARY} is not that of an evaluation ({fault}): make it again.")
+    return Evaluation(folder, found, summary)
+
+
+_SUMMARY: Mapping[str, type | tuple[type, ...]] = {
+    "ways": int,
+    "shots": int,
+    "queries": (int, str),
+    "episodes": int,
+    "split": str,
+    "accuracy": dict,
+    "run": dict,
+    "classes": int,
+}
+
+
+def _summary_fault(summary: Any) -> str | None:
+    """What a summary lacks of what is read from it, or None."""
+    if not isinstance(summary, dict):
+        return "no JSON object"
+    wrong = [key for key, kind in _SUMMARY.items() if not isinstance(summary.get(key), kind)]
+    if not wrong and not isinstance(summary["run"].get("meta_trained_on"), list):
+        wrong = ["run.meta_trained_on"]
+    return f"{wrong[0]!r} is missing or of another kind" if wrong else None
+
+
+def _run_config_fault(config: Any) -> str | None:
+    kinds = {"variant": str, "seed": int}
+    if isinstance(config, dict) and all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
+        return None
+    return "the run's configuration has no variant or seed"
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from leokit.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 SETS_OF_FILES = ("images", "source")  # roles of inputs that are no artifacts, though an image tree may lie in one
+_Kind = TypeVar("_Kind")
 _MAKERS = {
     "leokit/backbone": "leokit pretrain",
     "leokit/features": "leokit extract` or `leokit import",
@@ -35,6 +36,17 @@ _MAKERS = {
     "leokit/regression": "leokit regress train",
     "leokit/classifier": "leokit fit",
 }
+
+
+class Recorded(dict[str, Any]):
+    """What a manifest records under names; to ask for one that is not there is an `ArtifactError`."""
+
+    place = "the manifest"
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtifactError(
+            f"{self.place} records no {key!r}: it was altered, or made by another version of leokit. Make it again."
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,12 @@ def canonical_json(value: Any) -> str:
 
 def hash_text(text: str) -> str:
     """SHA-256 of a text's UTF-8 bytes, in hexadecimal."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(_encoded(text)).hexdigest()
+
+
+def _encoded(text: str) -> bytes:
+    """A text as UTF-8; what a path has for bytes that are no UTF-8 (lone surrogates) as JSON escapes it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def hash_file(path: Path) -> str:
@@ -124,8 +141,9 @@ def hash_file(path: Path) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, sees the old contents or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a killed process of the same number, or a link that leads elsewhere
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -215,6 +233,7 @@ def begin(
     if found["schema"] != schema:
         raise ArtifactError(f"{folder} holds a {found['schema']}, not a {schema}: choose another --out.")
     if reopen and reopen(found, wanted):
+        _refuse_links(folder)
         _write_json(folder / UNFINISHED, wanted)
         if not keep:
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -233,10 +252,29 @@ def begin(
         for entry in inputs.values():
             if Path(entry.path).resolve().is_relative_to(folder.resolve()):
                 raise ArtifactError(f"{folder} holds what this command reads ({entry.path}): choose another --out.")
+        _refuse_links(folder, folders=True)
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_links(folder)
     _write_json(folder / UNFINISHED, wanted)
     return None
+
+
+def _refuse_links(folder: Path, *, folders: bool = False) -> None:
+    """Refuse to write where a link in an artifact's folder would lead a file out of it.
+
+    Args:
+        folder: of the artifact.
+        folders: look at links to folders only, where files are about to be deleted, which spares what links name.
+
+    Raises:
+        ArtifactError: naming the link.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink() and (path.is_dir() or not folders):
+            raise ArtifactError(
+                f"{path} is a link, and this command writes into its folder: delete the link, or choose another --out."
+            )
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -244,7 +282,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _json_text(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8")
+    return _encoded(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def already_done(folder: Path) -> str:
@@ -256,7 +294,8 @@ def _clear(folder: Path) -> None:
     """Delete an artifact: what its manifest lists, or everything where it is unfinished. Files of others stay."""
     if (folder / MANIFEST).exists():
         for name in read(folder).files:
-            (folder / name).unlink(missing_ok=True)
+            if not (folder / name).is_dir():
+                (folder / name).unlink(missing_ok=True)
         for name in (MANIFEST, UNFINISHED):
             (folder / name).unlink(missing_ok=True)
         for place in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
@@ -307,11 +346,11 @@ def _intents(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None
     """
     finished = unfinished = None
     try:
-        if (folder / MANIFEST).exists():
+        if _there(folder / MANIFEST):
             manifest = read(folder)
             finished = _intent(manifest.schema, manifest.config, manifest.inputs)
-        if (folder / UNFINISHED).exists():
-            unfinished = _parse(folder / UNFINISHED)
+        if _there(folder / UNFINISHED):
+            unfinished = _parse_intent(folder / UNFINISHED)
     except ArtifactError as error:
         raise ArtifactError(f"{error} Delete the folder {folder} first.") from error
     return finished, unfinished
@@ -346,6 +385,7 @@ def finish(
     manifest = Manifest(schema, identifier, dict(config), dict(inputs), files, dict(facts), dict(info))
     write_atomically(folder / MANIFEST, to_bytes(manifest))
     (folder / UNFINISHED).unlink(missing_ok=True)
+    sweep(folder, [*files, MANIFEST, UNFINISHED])
     return manifest
 
 
@@ -353,6 +393,21 @@ def to_bytes(manifest: Manifest) -> bytes:
     """A manifest with its checksum, as `finish` writes it."""
     data = json.loads(canonical_json(asdict(manifest)))  # what a reader will see: tuples are lists
     return _json_text(data | {"checksum": hash_text(canonical_json(data))})
+
+
+def sweep(folder: Path, files: Iterable[str]) -> None:
+    """Delete what killed processes had begun to write of some files: `.NAME.tmp` or `.NAME.PROCESS.tmp` beside them.
+
+    Args:
+        folder: that this process holds by `locked`.
+        files: by their paths inside it.
+    """
+    names = {Path(name) for name in files}
+    for place in {name.parent for name in names}:
+        for path in (folder / place).glob(".*.tmp"):
+            name = path.name[1:].removesuffix(".tmp")
+            if {place / name, place / name.rpartition(".")[0]} & names:
+                path.unlink()
 
 
 def _record(path: Path, *, in_id: bool) -> FileRecord:
@@ -366,32 +421,33 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
         ArtifactError: no such folder, unfinished, of another kind than `schema`, or altered.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ArtifactError(f"There is no artifact at {folder}{_needed(schema)}")
-    if not path.exists():
-        unfinished = (folder / UNFINISHED).exists()
+    if not _there(path):
+        unfinished = _there(folder / UNFINISHED)
         raise ArtifactError(
             f"{folder} is unfinished: run the command that makes it again, it goes on from there."
             if unfinished
             else f"{folder} has no {MANIFEST}: it is no artifact of leokit{_needed(schema)}"
         )
     data = _parse(path)
-    if data.pop("checksum", None) != hash_text(canonical_json(data)):
-        raise ArtifactError(f"{path} was altered: its checksum does not fit. Make the artifact again.")
+    checksum = data.pop("checksum", None)
     try:
+        if checksum != hash_text(canonical_json(data)):
+            raise ArtifactError(f"{path} was altered: its checksum does not fit. Make the artifact again.")
         manifest = Manifest(
-            schema=data["schema"],
-            id=data["id"],
-            config=data["config"],
-            inputs={name: Input(**entry) for name, entry in data["inputs"].items()},
-            files={name: FileRecord(**entry) for name, entry in data["files"].items()},
-            facts=data["facts"],
-            info=data["info"],
+            schema=_of(str, data["schema"]),
+            id=_of(str, data["id"]),
+            config=_recorded(path, data["config"]),
+            inputs=_recorded(path, {name: _input(entry) for name, entry in data["inputs"].items()}),
+            files={name: _file_record(entry) for name, entry in data["files"].items()},
+            facts=_recorded(path, data["facts"]),
+            info=_of(dict, data["info"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error!r}): make the artifact again.") from error
     for name in manifest.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not _is_inside(name):
             raise ArtifactError(f"{path} names the file {name!r}, which is outside of its folder: do not use it.")
     if schema is not None and manifest.schema != schema:
         raise ArtifactError(f"{folder} is of kind {manifest.schema!r}, but {schema!r} is needed.")
@@ -407,13 +463,66 @@ def _needed(schema: str | None) -> str:
     return "." if schema is None else f" (needed: {schema}){made}."
 
 
+def _of(kind: type[_Kind], value: Any) -> _Kind:
+    """A value of a kind.
+
+    Raises:
+        TypeError: it is of another.
+    """
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{value!r:.60} where there should be a {kind.__name__}")
+    return value
+
+
+def _recorded(path: Path, values: Any) -> Recorded:
+    found = Recorded(_of(dict, values))
+    found.place = str(path)
+    return found
+
+
+def _input(entry: Any) -> Input:
+    return Input(_of(str, entry["id"]), _of(str, entry["path"]))
+
+
+def _file_record(entry: Any) -> FileRecord:
+    return FileRecord(_of(str, entry["sha256"]), _of(int, entry["bytes"]), _of(bool, entry["in_id"]))
+
+
+def _is_inside(name: str) -> bool:
+    """Whether the name of a file stays in its folder."""
+    parts = Path(name).parts
+    return bool(parts) and not Path(name).is_absolute() and ".." not in parts and "\0" not in name
+
+
+def _there(path: Path) -> bool:
+    """Whether anything is at a path, be it a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
 def _parse(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # as a named pipe, which would be waited for
+        raise ArtifactError(f"{path} is damaged (no regular file): make the artifact again.")
     try:
         data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): make the artifact again.") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"{path} is damaged (no JSON object): make the artifact again.")
+    return data
+
+
+def _parse_intent(path: Path) -> dict[str, Any]:
+    """What `begin` has written about an artifact that is not finished."""
+    data = _parse(path)
+    try:
+        _of(str, data["schema"]), _of(dict, data["config"])
+        for identifier in _of(dict, data["inputs"]).values():
+            _of(str, identifier)
+        canonical_json(data)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}): make the artifact again.") from error
     return data
 
 
@@ -439,6 +548,8 @@ def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
     """
     if name not in manifest.files:
         raise ArtifactError(f"{folder} has no {name} among its files: it was made by another version of leokit.")
+    if not (folder / name).is_file():
+        raise ArtifactError(f"{folder / name} is missing: make the artifact again.")
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
@@ -446,6 +557,18 @@ def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
         raise ArtifactError(f"{folder / name} was altered (its hash differs): the artifact is damaged, make it again.")
     return data
+
+
+def read_json(folder: Path, manifest: Manifest, name: str) -> Any:
+    """What a JSON file of an artifact holds, its bytes compared with their recorded hash.
+
+    Raises:
+        ArtifactError: the artifact has no such file, or it is missing, altered or no JSON.
+    """
+    try:
+        return json.loads(read_file(folder, manifest, name))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{folder / name} is damaged ({error}): make the artifact again.") from error
 
 
 def file_faults(folder: Path, manifest: Manifest, on_file: Callable[[str], None] | None = None) -> dict[str, str]:
@@ -482,8 +605,8 @@ def read_unfinished(folder: Path) -> dict[str, Any] | None:
     Raises:
         ArtifactError: what says so is damaged.
     """
-    there = (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists()
-    return _parse(folder / UNFINISHED) if there else None
+    there = _there(folder / UNFINISHED) and not _there(folder / MANIFEST)
+    return _parse_intent(folder / UNFINISHED) if there else None
 
 
 def look_up(role: str, entry: Input) -> tuple[Literal["there", "changed", "missing", "files"], Manifest | None]:

@@ -5,10 +5,13 @@ everything that the next step depends on.
 """
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -18,6 +21,7 @@ from leokit import manifest
 from leokit.config import MetaTrainConfig, build, identity
 from leokit.errors import ArtifactError, UsageError
 from leokit.features import FeatureStore
+from leokit.leo.learners import make_learner
 
 SCHEMA = "leokit/run@1"
 WEIGHTS = "weights.safetensors"
@@ -27,6 +31,9 @@ CURVES = "curves.png"
 EVENTS = "tensorboard"
 CONFIG = "config.toml"
 CENTRE = "centre"  # a tensor among the weights
+
+Packed = tuple[dict[str, Tensor], dict[str, Any]]  # a state as tensors and plain data
+_ANEW = "make it again with --no-resume --overwrite"
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,38 @@ def open_run(folder: Path) -> Run:
     """Open a finished run, after checking its files.
 
     Raises:
-        ArtifactError: no run there, unfinished, or altered.
+        ArtifactError: no run there, unfinished, altered, or its weights are not those of its configuration.
     """
     found = manifest.read(folder, SCHEMA)
     manifest.check_files(folder, found)
+    config = build(MetaTrainConfig, found.config)
     parameters = load_parameters(folder / WEIGHTS)
+    faults = weight_faults(parameters, config, found.facts)
+    if faults:
+        raise ArtifactError(f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again.")
     centre = parameters.pop(CENTRE, None)
-    return Run(folder, found, build(MetaTrainConfig, found.config), parameters, centre)
+    return Run(folder, found, config, parameters, centre)
+
+
+def weight_faults(parameters: Mapping[str, Tensor], config: MetaTrainConfig, facts: Mapping[str, Any]) -> list[str]:
+    """In what the weights of a run are not those that its configuration and the width of its features ask for.
+
+    Raises:
+        ArtifactError: the facts do not say how wide the features are.
+    """
+    dim = facts["dim"]
+    if not isinstance(dim, int) or dim < 1:
+        raise ArtifactError(f"A run on features of width {dim!r} cannot be: it was altered, make it again.")
+    latents, count = config.num_latents, sum(value.numel() for value in parameters.values())
+    needed = 2 * config.ways * dim if config.variant == "meta-sgd" else 3 * dim * latents + 12 * latents**2
+    if not needed <= count:  # before there is room for as many
+        return [f"{count} weights instead of the {needed} or more of {dim} features and {latents} latents"]
+    dtype = getattr(torch, config.dtype)
+    expected = make_learner(config, dim).initial(dtype)
+    if facts.get("centred", config.centring):
+        expected[CENTRE] = torch.zeros(dim, dtype=dtype)
+    finite = (f"{name} has values that are not finite" for name in parameters if not parameters[name].isfinite().all())
+    return [*tensor_faults(parameters, expected), *finite]
 
 
 def check_same_backbone(run: Run, store: FeatureStore) -> None:
@@ -145,14 +177,63 @@ def save_state(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -
     manifest.write_atomically(path, save_tensors(_plain(tensors), metadata={"record": json.dumps(record)}))
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_state(path: Path, like: Packed | None = None) -> Packed:
     """Read what `save_state` wrote.
 
+    Args:
+        path: of the file.
+        like: a state of the same training, at any step; what is read must have its names, shapes and types.
+
     Raises:
-        ArtifactError: the file is damaged.
+        ArtifactError: the file is damaged, or not like that.
     """
     tensors, metadata = _read(path)
-    return tensors, json.loads(metadata["record"])
+    try:
+        record = json.loads(metadata["record"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} has no record of a state ({error!r}): {_ANEW}.") from error
+    if not isinstance(record, dict):
+        raise ArtifactError(f"{path} has no record of a state: {_ANEW}.")
+    if like is not None:
+        faults = tensor_faults(tensors, like[0]) + _record_faults(record, like[1])
+        if faults:
+            raise ArtifactError(f"{path} is no state of this training ({faults[0]}): {_ANEW}.")
+    return tensors, record
+
+
+def tensor_faults(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """In what names, shapes and types of tensors differ from those expected."""
+    faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    faults += [f"{name} is one too many" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(found.keys() & expected.keys()):
+        value, wanted = found[name], expected[name]
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            shapes = f"{tuple(value.shape)} {value.dtype} instead of {tuple(wanted.shape)} {wanted.dtype}"
+            faults.append(f"{name} is {shapes.replace('torch.', '')}")
+    return faults
+
+
+def _record_faults(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} is {found.get(key)!r:.60}"
+        for key, value in expected.items()
+        if type(found.get(key)) is not type(value) or (isinstance(value, list) and len(found[key]) != len(value))
+    ]
+
+
+@contextmanager
+def fitting_state(path: Path) -> Iterator[None]:
+    """Where a state is put to use; whatever it lacks for that is said.
+
+    Raises:
+        ArtifactError: in place of what a state of another form raises.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ArtifactError(f"{path} is no state of this training ({_line(error)}): {_ANEW}.") from error
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -160,11 +241,15 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: {_ANEW}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         return load_tensors(path.read_bytes()), metadata
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is damaged or missing ({error}): make it again with --no-resume --overwrite."
-        ) from error
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a type torch has not
+        raise ArtifactError(f"{path} is damaged ({_line(error)}): {_ANEW}.") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

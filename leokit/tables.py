@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from leokit.errors import ArtifactError
 from leokit.manifest import write_atomically
+from leokit.parquet import BYTE_ARRAY, measure, read_footer
 
+_ROOM, _RATIO, _WORD = 2**28, 200, 8  # bytes that a table may take: so many, and so many for each byte of its file
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that a spreadsheet runs; OWASP, "CSV injection"
 
@@ -53,12 +56,54 @@ def read_table(path: Path) -> pa.Table:
     """Read a table.
 
     Raises:
-        ArtifactError: missing, or no Parquet.
+        ArtifactError: missing, no Parquet, or it would take far more memory than a file of its size can mean.
     """
+    if not path.is_file():
+        raise ArtifactError(f"The table {path} is missing: make the artifact again.")
     try:
-        return pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"The table {path} cannot be read ({error}): make the artifact again.") from error
+        room = _ROOM + _RATIO * path.stat().st_size
+        packed = _packed(path, room)
+        with path.open("rb") as file:  # not by its path, of which pyarrow takes UTF-8 alone
+            table = pq.read_table(file, partitioning=None, read_dictionary=packed)
+        table.validate(full=True)
+        return _unpacked(table, packed, room)
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
+        what = " ".join(str(error).split())
+        raise ArtifactError(f"The table {path} cannot be read ({what}): make the artifact again.") from error
+
+
+def _packed(path: Path, room: int) -> list[str]:
+    """The columns of texts that are stored as places in a list; checks that no column takes more than `room` bytes.
+
+    Raises:
+        ValueError: one does.
+    """
+    packed, taken = set(), 0
+    groups = read_footer(path)
+    for column in (column for group in groups for column in group.columns):
+        pages = measure(path, column)
+        taken += max(pages.total, _WORD * pages.values)
+        if column.dictionary_page is not None and column.kind == BYTE_ARRAY:
+            packed.add(column.path)
+    if max(taken, *(group.rows for group in groups), 0) > room:
+        raise ValueError(f"it would take {taken / 1e9:.1f} GB of memory")
+    with path.open("rb") as file:
+        schema = pq.read_schema(file)
+    return [name for name in schema.names if name in packed and schema.field(name).type == pa.string()]
+
+
+def _unpacked(table: pa.Table, packed: Sequence[str], room: int) -> pa.Table:
+    """A table with its texts written out, where they fit into `room` bytes."""
+    for name in packed:
+        chunks = table.column(name).chunks
+        lengths = (pc.take(pc.binary_length(chunk.dictionary), chunk.indices) for chunk in chunks)
+        size = sum(pc.sum(each).as_py() or 0 for each in lengths)
+        if size > room:
+            raise ValueError(f"its column {name!r} would take {size / 1e9:.1f} GB of memory")
+        place = table.schema.get_field_index(name)
+        field = pa.field(name, pa.string(), table.schema.field(place).nullable)
+        table = table.set_column(place, field, table.column(name).cast(pa.string()))
+    return table
 
 
 def spreadsheet_safe(text: str) -> str:

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FORKED = multiprocessing.get_context("forkserver")
-_STAGES = ("demo", "extract", "pretrain", "meta_train", "evaluate", "uncertainty", "analyze", "paper_table", "report")
+_STAGES = ("demo", "extract", "pretrain", "importing", "meta_train", "evaluate", "uncertainty", "analyze")
+_STAGES = (*_STAGES, "paper_table", "report", "regress.train", "regress.plot", "regress.evaluate")
 FORKED.set_forkserver_preload(["timm", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__])
 HAS_PROC = Path("/proc/self/fd").exists()
 _CLIENT = """#!{python} -IS

@@ -40,6 +40,7 @@ FLOORS = [
     ("leokit.distributed", 1),
     ("leokit.images", 1),
     ("leokit.tables", 1),
+    ("leokit.parquet", 1),
     ("leokit.errors", 0),
     ("leokit.config", 0),
     ("leokit.manifest", 0),

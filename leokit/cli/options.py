@@ -78,6 +78,7 @@ def _run(
             output.text(json.dumps(plain) + "\n" if output.json else to_toml(plain))
         else:
             body(config, output)
+        sys.stdout.flush()
     except LeokitError as error:
         if output.common.verbose:
             traceback.print_exc()
@@ -87,6 +88,8 @@ def _run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return LeokitError.exit_code
         if output.common.verbose:
             traceback.print_exc()
         output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")
@@ -95,6 +98,16 @@ def _run(
         output.error("Interrupted. What was finished is kept: the same command goes on from there.")
         return Interrupted.exit_code
     return 0
+
+
+def _reader_is_gone() -> bool:
+    """Whether who reads standard output has seen enough, as `head`; then nothing more is written there."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def layered(

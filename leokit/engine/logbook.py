@@ -21,7 +21,7 @@ def cut_back(path: Path, belongs: Callable[[Line], bool]) -> list[Line]:
     """
     if not path.exists():
         return []
-    texts = path.read_text(encoding="utf-8").splitlines()
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = [(text, line) for text in texts if (line := _parsed(text)) is not None and _asked(belongs, line)]
     manifest.write_atomically(path, "".join(f"{text}\n" for text, _ in kept).encode())
     return [line for _, line in kept]
@@ -70,7 +70,7 @@ def append_lines(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 def _parsed(text: str) -> Line | None:
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) else None
 
@@ -78,5 +78,5 @@ def _parsed(text: str) -> Line | None:
 def _asked(belongs: Callable[[Line], bool], line: Line) -> bool:
     try:
         return belongs(line)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return False

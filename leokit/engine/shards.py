@@ -94,7 +94,7 @@ def _read_record(folder: Path, name: str, plan: str) -> ShardRecord | None:
         failures = tuple(Failure(**failure) for failure in data.pop("failures"))
         record = ShardRecord(**data, failures=failures)
         whole = record.plan == plan and hash_file(folder / name) == record.sha256
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # not done, or not to be trusted: done again
     return record if whole else None
 

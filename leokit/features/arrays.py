@@ -2,9 +2,11 @@
 
 import csv
 import io
+import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from leokit.features.labelled import LabelledRows
 from leokit.images.scan import escape
 
 _EMBEDDINGS = ("embeddings", "features")
+_ROOM, _RATIO = 2**28, 20  # bytes that a file may unpack to: so many, and so many for each byte that it has
 _LABEL_SUFFIXES = (".labels.npy", ".labels.csv", ".labels.txt")
 
 
@@ -79,12 +82,36 @@ def _load(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
     """The array or arrays of a file, none of them of objects."""
     try:
         with path.open("rb") as file:  # which NumPy leaves open where it is no zip file
+            _refuse_bomb(path, file)
             loaded = np.load(file, allow_pickle=False)
             return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a damaged file fails in zip, in NumPy's header or in its data
-        raise DataError(f"{path} is no NumPy file that can be read without unpickling ({error}).") from error
+        what = " ".join(str(error).split())
+        raise DataError(f"{path} is no NumPy file that can be read without unpickling ({what}).") from error
+
+
+def _refuse_bomb(path: Path, file: BinaryIO) -> None:
+    """Refuse a zip file that unpacks to far more than embeddings can; the place in `file` stays.
+
+    Raises:
+        DataError: it would.
+    """
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    packed = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if unpacked > _ROOM + _RATIO * packed:
+        raise DataError(
+            f"{path} is refused: it has {packed} bytes and would unpack to {unpacked}. Write it anew, without "
+            "compression."
+        )
 
 
 def _names(path: Path, what: str, values: NDArray[Any]) -> list[str]:
@@ -94,7 +121,10 @@ def _names(path: Path, what: str, values: NDArray[Any]) -> list[str]:
             f"The {what} in {path} have the shape {values.shape} and the type {values.dtype}: a string or an integer "
             "for each row is needed."
         )
-    return _escaped(values.tolist())
+    try:
+        return _escaped(values.tolist())
+    except (ValueError, SystemError) as error:  # four bytes that are no character
+        raise DataError(f"The {what} in {path} are no text ({error}): write them anew.") from error
 
 
 def _escaped(values: Iterable[str | bytes | int]) -> list[str]:
@@ -120,9 +150,12 @@ def _read_csv(path: Path) -> tuple[list[str], list[str] | None]:
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"The labels {path} are no CSV: {error}.") from error
-    named = [name for name in ("class_name", "label") if name in header]
-    if len(named) != 1:
-        raise DataError(f"The labels {path} have the header {','.join(header)!r}: it needs class_name (or label).")
+    named = [name for name in header if name in ("class_name", "label")]
+    if len(named) != 1 or header.count("image") > 1:
+        raise DataError(
+            f"The labels {path} have the header {','.join(header)!r}: it needs class_name (or label) once, image at "
+            "most once."
+        )
     for line, row in rows:
         if len(row) != len(header):
             raise DataError(f"{path}, line {line}: {len(row)} fields, but the header has {len(header)}.")

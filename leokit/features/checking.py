@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from leokit.errors import ArtifactError
 from leokit.features.layout import FAILURES, FOOTER_KEY, SCHEMA, arrow_schema
-from leokit.features.store import FeatureStore
+from leokit.features.store import LONGEST_NAME, FeatureStore, check_pages
 from leokit.images.scan import unescape
 from leokit.manifest import MANIFEST, Manifest
+from leokit.parquet import RowGroup, read_footer
+from leokit.tables import read_table
 
 
 @dataclass
@@ -70,7 +72,7 @@ def store_faults(
 def _shard_faults(path: Path, facts: dict[str, Any], seen: _Seen) -> Iterator[str]:
     """What is wrong with one file; adds its classes and images to what was seen."""
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             if not file.schema_arrow.equals(arrow_schema(facts["dim"], facts["dtype"])):
                 yield f"its columns are not image, class_name and embedding of {facts['dim']} {facts['dtype']} values"
                 return
@@ -79,19 +81,40 @@ def _shard_faults(path: Path, facts: dict[str, Any], seen: _Seen) -> Iterator[st
             if entry["schema"] != SCHEMA or not path.name.startswith(f"{split}-") or split not in seen.counts:
                 yield f"its footer says {entry['schema']!r} and split {split!r}"
                 return
-            if len(classes) != file.num_row_groups:
-                yield f"its footer lists {len(classes)} classes, but it has {file.num_row_groups} row groups"
+            row_groups = read_footer(path)
+            if len(classes) != len(row_groups):
+                yield f"its footer lists {len(classes)} classes, but it has {len(row_groups)} row groups"
                 return
             for index, (name, rows) in enumerate(classes):
+                _check_row_group(path, row_groups[index], facts["dim"])
                 yield from _class_faults(
                     file.read_row_group(index, use_threads=False), path.name, split, name, rows, seen
                 )
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+    except ArtifactError as error:
+        yield str(error)
+    except (
+        OSError,
+        pa.ArrowException,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        IndexError,
+    ) as error:
         yield f"cannot be read as a file of features ({error!r})"
+
+
+def _check_row_group(path: Path, row_group: RowGroup, dim: int) -> None:
+    """Check that none of its columns takes more memory than its rows should."""
+    rows = row_group.rows
+    for column, (values, each) in enumerate(((rows, LONGEST_NAME), (rows, LONGEST_NAME), (rows * dim, 4))):
+        check_pages(path, row_group, column, values=values, size=values * each)
 
 
 def _class_faults(table: pa.Table, file: str, split: str, name: str, rows: int, seen: _Seen) -> Iterator[str]:
     """What is wrong with one row group, which should be one class."""
+    table.validate(full=True)
     if table.num_rows != rows:
         yield f"class {name!r} has {table.num_rows} rows, but its footer lists {rows}"
     if name in seen.file_of:
@@ -141,10 +164,9 @@ def _count_faults(listed: dict[str, dict[str, int]], found: dict[str, dict[str, 
 
 def _failures_faults(path: Path, facts: dict[str, Any]) -> Iterator[str]:
     try:
-        rows = pq.read_metadata(path).num_rows
-        columns = pq.read_table(path, partitioning=None).column_names
-    except (OSError, pa.ArrowException) as error:
-        yield f"cannot be read ({error!r})"
+        table = read_table(path)
+    except ArtifactError as error:
+        yield str(error)
         return
-    if rows != facts["failures"] or "image" not in columns:
-        yield f"has {rows} rows, but the manifest says {facts['failures']} images could not be read"
+    if table.num_rows != facts["failures"] or "image" not in table.column_names:
+        yield f"has {table.num_rows} rows, but the manifest says {facts['failures']} images could not be read"

@@ -9,11 +9,12 @@ import math
 import os
 import pickle
 import re
+import reprlib
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ _FLOATS = re.compile(r"f[248]")
 _STRINGS = re.compile(r"[SU][1-9]\d{0,5}")
 _OBJECTS = re.compile(r"O[48]?")
 _LINE = 200  # characters of a message that come from a pickle
+_ROOM = 2**20  # characters that texts of a small pickle may have
+_SHORT = reprlib.Repr()  # which goes no deeper than a line is long
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist = 3, _LINE, _LINE, 20
 _FORM = "<x>-<class>-<image>"
 
 
@@ -159,27 +163,77 @@ _ADMITTED = {
 }
 
 
+_MAKERS_OF_TEXT: dict[tuple[str, str], Callable[..., Any]] = {
+    **{(module, "scalar"): _scalar for module in _NUMPY},
+    ("_codecs", "encode"): _encode,
+}
+
+
+def _check_keys(keys: list[Any]) -> None:
+    for key in keys:
+        if not isinstance(key, str | bytes | int | float | None):
+            raise _Refused("a dict whose keys are no strings")
+
+
 class _Unpickler(pickle._Unpickler):
     """Loads plain data and what `_ADMITTED` names, as records.
 
     This is the unpickler in Python. That in C takes memory up to whatever place of its memo a pickle names; this one
-    only where a pickle announces a long bytearray, which is therefore read before there is room for it.
+    only where a pickle announces a long bytearray, which is therefore read before there is room for it. A few bytes can
+    also ask for the same long text again and again, and for tuples inside of tuples, each twice, whose hash takes for
+    ever: texts that calls make are counted, and only strings are keys.
     """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        """Load from a file of so many bytes."""
+        super().__init__(file, encoding="latin1")
+        self._room = _ROOM + 4 * size  # characters that calls may still make; NumPy has four bytes for each
 
     def _load_bytearray(self: Any) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))
 
+    def _load_item(self: Any) -> None:
+        _check_keys(self.stack[-2:-1])
+        pickle._Unpickler.dispatch[pickle.SETITEM[0]](self)
+
+    def _load_items(self: Any) -> None:
+        _check_keys(self.stack[::2])
+        pickle._Unpickler.dispatch[pickle.SETITEMS[0]](self)
+
+    def _load_dict(self: Any) -> None:
+        _check_keys(self.stack[::2])
+        pickle._Unpickler.dispatch[pickle.DICT[0]](self)
+
+    def _load_set(self: Any) -> None:
+        raise _Refused("a set")
+
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,
         pickle.BYTEARRAY8[0]: _load_bytearray,
+        pickle.SETITEM[0]: _load_item,
+        pickle.SETITEMS[0]: _load_items,
+        pickle.DICT[0]: _load_dict,
+        pickle.EMPTY_SET[0]: _load_set,
+        pickle.FROZENSET[0]: _load_set,
     }
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         admitted = _ADMITTED.get((module_name, global_name))
         if admitted is None:
             raise _Refused(f"{module_name}.{global_name}")
-        return admitted
+        call = _MAKERS_OF_TEXT.get((module_name, global_name))
+        return admitted if call is None else _Admitted(f"{module_name}.{global_name}", self._counted(call))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            made = call(*arguments)
+            self._room -= len(made)
+            if self._room < 0:
+                raise _Refused("more text than the file has bytes")
+            return made
+
+        return counted
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("an object from outside of the pickle")
@@ -193,11 +247,12 @@ def _load(path: Path) -> object:
     """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
             if file.read() != pickle.STOP:
                 raise EOFError("its last byte does not end a pickle")
             file.seek(0)
-            return _Unpickler(file, encoding="latin1").load()
+            return _Unpickler(file, size).load()
     except _Refused as refused:
         raise DataError(
             f"{path} is refused: it asks for {_line(refused)}, but such a pickle may hold NumPy arrays and "
@@ -249,6 +304,8 @@ def _keys(path: Path, keys: object) -> list[bytes]:
     for row, value in enumerate(values):
         if not isinstance(value, str | bytes):
             raise DataError(f"The key of row {row} in {path} is no string ({_kind(value)}).")
+    if sum(map(len, values)) > _ROOM + path.stat().st_size:  # one long string, again and again
+        raise DataError(f"The keys in {path} are longer than the file: write them anew.")
     return [value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass") for value in values]
 
 
@@ -266,7 +323,10 @@ def _text(value: object) -> str:
 
 def _line(value: object) -> str:
     """Something out of a pickle as a short line of plain characters."""
-    text = str(value) if isinstance(value, Exception) else repr(value)
+    try:
+        text = str(value) if isinstance(value, Exception) else _SHORT.repr(value)
+    except ValueError:  # a number with more digits than Python writes
+        text = type(value).__name__
     text = text.encode("unicode_escape").decode("ascii").replace("\\\\", "\\")
     return text if len(text) <= _LINE else f"{text[:_LINE]}…"
 

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +19,14 @@ from numpy.typing import NDArray
 from leokit import manifest
 from leokit.errors import ArtifactError, DataError
 from leokit.features.layout import FOOTER_KEY, SCHEMA, arrow_schema
-from leokit.splits import SPLIT_NAMES
+from leokit.parquet import BYTE_ARRAY, PLAIN_ENCODINGS, UNCOMPRESSED, RowGroup, measure, read_footer
+from leokit.splits import SPLIT_NAMES, TRAINED_ON
 
+_COLUMNS = 3
 _HEADER = 64  # bytes that the header of a page is shorter than
+_ROOM, _RATIO = 2**26, 20  # values that a store may have: so many, and so many for each byte of its files
+_SPREAD, _SLACK = 4, 2**20  # how much more than its values, and how many bytes in any case, a column may take
+LONGEST_NAME = 2**14  # bytes; a path of 4096, each byte escaped as four
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class _Group:
     rows: int
     path: Path
     index: int  # of the row group in its file
+    row_group: RowGroup
     metadata: Any  # of the file
 
 
@@ -68,8 +75,9 @@ class FeatureStore(manifest.Artifact):
         super().__init__(folder, checked)
         try:
             self._groups = _index(folder, checked)
-        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-            raise ArtifactError(f"{folder} is no feature store that can be read ({error!r}): make it again.") from error
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            what = " ".join(repr(error).split())
+            raise ArtifactError(f"{folder} is no feature store that can be read ({what}): make it again.") from error
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -114,13 +122,17 @@ class FeatureStore(manifest.Artifact):
         """
         for group in self._of(split):
             if group.name == name:
-                return _embeddings(group, self.dim)
+                with _reading(group.path):
+                    return _embeddings(group, self.dim)
         raise DataError(f"The split {split!r} of {self.folder} has no class {name!r}.")
 
     def images(self, split: str) -> list[str]:
         """The images of a split, (n,), in the order of the rows."""
-        groups = self._of(split)
-        return [image for group in groups for image in _read(group, "image").column("image").to_pylist()]
+        images: list[str] = []
+        for group in self._of(split):
+            with _reading(group.path):
+                images += _read(group, "image").column("image").to_pylist()
+        return images
 
     def load(self, *splits: str) -> FeatureTable:
         """All features of one or more splits as one class-sorted matrix, read by several threads.
@@ -136,8 +148,9 @@ class FeatureStore(manifest.Artifact):
 
         def fill(item: tuple[_Group, tuple[np.int64, np.int64]]) -> None:
             group, (start, end) = item
-            if not _read_plain(group, rows[start:end]):
-                rows[start:end] = _embeddings(group, self.dim)
+            with _reading(group.path):
+                if not _read_plain(group, rows[start:end]):
+                    rows[start:end] = _embeddings(group, self.dim)
 
         with ThreadPoolExecutor() as pool:  # files are read outside of the interpreter lock
             list(pool.map(fill, zip(groups, pairwise(offsets), strict=True)))
@@ -152,25 +165,100 @@ class FeatureStore(manifest.Artifact):
 def _index(folder: Path, checked: manifest.Manifest) -> dict[str, list[_Group]]:
     """The classes of every split, from the footers of its files."""
     facts = checked.facts
+    _check_facts(facts)
     expected = arrow_schema(facts["dim"], facts["dtype"])
     groups: dict[str, list[_Group]] = {split: [] for split in sorted(facts["counts"], key=SPLIT_NAMES.index)}
+    size = 0
     for path in sorted(folder / name for name in checked.files if name.startswith(tuple(f"{s}-" for s in groups))):
-        metadata = pq.read_metadata(path)
+        size += path.stat().st_size
+        with path.open("rb") as file:  # not by its path, of which pyarrow takes UTF-8 alone
+            metadata = pq.read_metadata(file)
+        row_groups = read_footer(path)
         entry = json.loads(metadata.metadata[FOOTER_KEY])
-        if not metadata.schema.to_arrow_schema().equals(expected) or len(entry["classes"]) != metadata.num_row_groups:
+        if not metadata.schema.to_arrow_schema().equals(expected) or len(entry["classes"]) != len(row_groups):
             raise ValueError(f"{path.name}: its columns or row groups are not as its manifest says")
         for index, (name, rows) in enumerate(entry["classes"]):
-            if metadata.row_group(index).num_rows != rows:
+            if row_groups[index].rows != rows or len(row_groups[index].columns) != _COLUMNS:
                 raise ValueError(f"{path.name}: row group {index} is not the class {name!r} of {rows} images")
-            groups[entry["split"]].append(_Group(name, rows, path, index, metadata))
+            groups[entry["split"]].append(_Group(name, rows, path, index, row_groups[index], metadata))
     if {split: {group.name: group.rows for group in listed} for split, listed in groups.items()} != facts["counts"]:
         raise ValueError("its files do not hold the classes that its manifest lists")
+    taken = sum(group.rows for listed in groups.values() for group in listed) * facts["dim"]
+    if taken > _ROOM + _RATIO * size:
+        raise ValueError(f"{taken} values in {size} bytes")
     return groups
 
 
+def _check_facts(facts: dict[str, Any]) -> None:
+    """Whether the facts that reading goes by are of their kinds.
+
+    Raises:
+        ValueError: one is not.
+    """
+    backbone, trained_on = facts["backbone"], facts["trained_on"]
+    right = {
+        "dim": isinstance(facts["dim"], int) and 0 < facts["dim"] < 2**31,
+        "dtype": facts["dtype"] in ("float16", "float32"),
+        "counts": isinstance(facts["counts"], dict),
+        "backbone": backbone is None or isinstance(backbone, dict),
+        "trained_on": trained_on in TRAINED_ON
+        if isinstance(trained_on, str)
+        else isinstance(trained_on, list) and all(isinstance(name, str) for name in trained_on),
+    }
+    for key, fits in right.items():
+        if not fits:
+            raise ValueError(f"its {key} is {facts[key]!r:.60}")
+
+
+def check_pages(path: Path, row_group: RowGroup, column: int, *, values: int, size: int) -> None:
+    """Check that a column of a row group takes no more memory than it should, before it is read.
+
+    Args:
+        path: of the file.
+        row_group: of the file.
+        column: number of the column.
+        values: that it should have.
+        size: bytes that they should take.
+
+    Raises:
+        ArtifactError: its pages say otherwise.
+        ValueError: they are none.
+    """
+    found = row_group.columns[column]
+    pages = measure(path, found)
+    listed = found.dictionary_page is not None and found.kind == BYTE_ARRAY
+    written_out = pages.largest * values if listed else 0
+    most = min(values, _ROOM + _RATIO * path.stat().st_size)
+    if pages.values > most or pages.total > _SPREAD * size + _SLACK or written_out > 4 * _ROOM + _SPREAD * size:
+        raise ArtifactError(
+            f"{path} is refused: a column ({found.path}) of {values} values would unpack to {pages.values} "
+            f"values and {max(pages.total, written_out)} bytes. Make the artifact again."
+        )
+
+
 def _read(group: _Group, column: str) -> pa.Table:
-    with pq.ParquetFile(group.path, metadata=group.metadata) as file:
-        return file.read_row_group(group.index, columns=[column], use_threads=False)
+    if column == "image":
+        check_pages(group.path, group.row_group, 0, values=group.rows, size=group.rows * LONGEST_NAME)
+    else:
+        values = group.rows * group.metadata.schema.to_arrow_schema().field(column).type.list_size
+        check_pages(group.path, group.row_group, -1, values=values, size=4 * values)
+    with group.path.open("rb") as opened, pq.ParquetFile(opened, metadata=group.metadata) as file:
+        table = file.read_row_group(group.index, columns=[column], use_threads=False)
+    table.validate(full=True)
+    return table
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what damage a file does to its readers.
+
+    Raises:
+        ArtifactError: in place of whatever they raise.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError, IndexError, OverflowError) as error:
+        raise ArtifactError(f"{path} is damaged ({' '.join(str(error).split())}): make it again.") from error
 
 
 def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
@@ -179,17 +267,16 @@ def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
     It does where they are one page of plain values, as `ShardWriter` makes them: then the values are the end of the
     page, as they lie in memory. Nothing is decoded and nothing copied twice, which is several times as fast.
     """
-    columns = group.metadata.row_group(group.index)
-    column = columns.column(columns.num_columns - 1)
-    plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"PLAIN", "RLE"}
-    if not plain or column.has_dictionary_page or sys.byteorder != "little":
+    column = group.row_group.columns[-1]
+    plain = column.codec == UNCOMPRESSED and column.encodings <= PLAIN_ENCODINGS
+    if not plain or column.dictionary_page is not None or sys.byteorder != "little":
         return False
-    length = column.total_compressed_size
+    length = column.size
     with group.path.open("rb", buffering=0) as file:
-        page = _page_size(os.pread(file.fileno(), _HEADER, column.data_page_offset))
+        page = _page_size(os.pread(file.fileno(), _HEADER, column.data_page))
         if page is None or not 0 < length - page < _HEADER or page < rows.nbytes:
             return False  # several pages
-        file.seek(column.data_page_offset + length - rows.nbytes)
+        file.seek(column.data_page + length - rows.nbytes)
         view = rows.data.cast("B")
         while view:
             count = file.readinto(view)

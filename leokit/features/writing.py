@@ -45,8 +45,9 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         # Embeddings are as good as random: neither a dictionary nor compression nor minima and maxima would help.
+        self._file = self._temporary.open("wb")  # not by its path, of which pyarrow takes UTF-8 alone
         self._writer = pq.ParquetWriter(
-            self._temporary,
+            self._file,
             self._schema,
             compression="none",
             use_dictionary=["class_name"],
@@ -85,13 +86,16 @@ class ShardWriter:
         if kind is not None:
             with suppress(OSError):  # as on a full disk, which is what the error is about
                 self._writer.close()
+            with suppress(OSError):
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
             return
         try:
             self._writer.add_key_value_metadata({FOOTER_KEY: footer(self._split, self.counts)})
             self._writer.close()
-            with self._temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
             os.replace(self._temporary, self._path)
         except BaseException:
             self._temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from leokit.figures.style import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, written_figure
 from leokit.metrics import PERCENTILES
+from leokit.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +113,7 @@ def _highlight(axes: "Axes", picture: CodesPicture) -> None:
     for points, colour, shape, name in zip(positions, (BLUE, ORANGE), "o^", ("before", "after"), strict=True):
         axes.scatter(*_xy(points[own]), s=9, color=colour, marker=shape, alpha=0.8, lw=0, label=name)
     axes.legend(loc="best", markerscale=2)
-    axes.set_title(f"(c) t-SNE: the class {picture.highlighted}")
+    axes.set_title(f"(c) t-SNE: the class {visible(picture.highlighted)}")
     _plane(axes, "t-SNE")
 
 

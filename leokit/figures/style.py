@@ -30,6 +30,7 @@ STYLE: Any = {  # matplotlib names every key in its types
     "axes.axisbelow": True,
     "lines.linewidth": 1.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # a class may be called $x$
     "legend.fontsize": 9,
 }
 

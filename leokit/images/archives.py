@@ -34,10 +34,11 @@ def index(path: Path) -> list[Member]:
         with path.open("rb") as file:
             file.seek(max((_padded(member) for member in found), default=max(end, 0)))
             whole = file.read(_BLOCK) == bytes(_BLOCK)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"The archive {path} is no tar that can be read ({error}): fetch it again.") from error
     except OSError as error:
         raise DataError(f"The archive {path} cannot be read: {error.strerror or error}.") from error
+    except (tarfile.TarError, EOFError, ValueError, ArithmeticError, KeyError, IndexError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        raise DataError(f"The archive {path} is no tar that can be read ({what}): fetch it again.") from error
     if not whole:
         raise DataError(
             f"The archive {path} is truncated: it ends after {len(found)} files without the mark that ends a tar, so "

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ Member = tuple[str, tuple[int, int]]  # archive, and offset and length in bytes
 
 SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split())
 
+_DEEPEST, _WAYS = 100, 100  # folders inside of each other, and links to one folder
 _ESCAPE = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))?")
 _HELD_OUT = ("val", "test")  # beside `train` in the layout of ILSVRC
 
@@ -121,6 +122,7 @@ class _Found:
     loose: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     members: dict[str, Member] = field(default_factory=dict)
+    met: Counter[tuple[int, int]] = field(default_factory=Counter)  # how often each folder, by links maybe
 
     def add_archive(self, top: bytes, path: bytes) -> None:
         """Add what an archive holds, which counts as a folder."""
@@ -151,6 +153,12 @@ def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found
     if here in above:
         found.ignored.append(escape(relative) + "/")
         return
+    found.met[here] += 1
+    if len(above) > _DEEPEST or found.met[here] > _WAYS:
+        raise DataError(
+            f"The folder {os.fsdecode(folder)} is {len(above)} folders deep and is reached in {found.met[here]} ways: "
+            f"at most {_DEEPEST} and {_WAYS} are followed. Delete the links that lead there."
+        )
     images = []
     for entry in listed:
         path = os.path.join(relative, entry.name)

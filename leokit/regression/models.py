@@ -7,7 +7,9 @@ from torch import Tensor
 
 from leokit import manifest
 from leokit.config import RegressTrainConfig, build
-from leokit.runs import WEIGHTS, load_parameters
+from leokit.errors import ArtifactError
+from leokit.leo.regression import initial_tensors
+from leokit.runs import WEIGHTS, load_parameters, tensor_faults
 
 SCHEMA = "leokit/regression@1"
 PLOT_SCHEMA = "leokit/regression-plot@1"
@@ -26,8 +28,12 @@ def open_regression(folder: Path) -> RegressionModel:
     """Open a finished model, after checking its files.
 
     Raises:
-        ArtifactError: none there, unfinished, or altered.
+        ArtifactError: none there, unfinished, altered, or its weights are none of such a model.
     """
     found = manifest.read(folder, SCHEMA)
     manifest.check_files(folder, found)
-    return RegressionModel(folder, found, build(RegressTrainConfig, found.config), load_parameters(folder / WEIGHTS))
+    tensors = load_parameters(folder / WEIGHTS)
+    faults = tensor_faults(tensors, initial_tensors(0, inner_lr=1.0))
+    if faults:
+        raise ArtifactError(f"{folder / WEIGHTS} holds no model of regression: {faults[0]}. Make it again.")
+    return RegressionModel(folder, found, build(RegressTrainConfig, found.config), tensors)

@@ -1,6 +1,5 @@
 """Which artifacts a work folder holds, and reading what they hold without trusting it."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -57,7 +56,7 @@ class Artifact:
         Raises:
             ArtifactError: missing, altered, or no JSON object.
         """
-        found = json.loads(manifest.read_file(self.folder, self.manifest, name))
+        found = manifest.read_json(self.folder, self.manifest, name)
         if not isinstance(found, dict):
             raise ArtifactError(f"{self.folder / name} is damaged (no JSON object): make the artifact again.")
         return found

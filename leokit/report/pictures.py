@@ -8,7 +8,7 @@ import numpy as np
 
 from leokit.errors import ArtifactError
 
-_LARGEST = 40_000_000  # pixels of a picture that is shown
+_LARGEST = 16_000_000  # pixels of a picture that is shown
 _COLOURS = 256  # of a palette
 _NEAR = 16  # of 255: how far a palette may move a colour of a pixel, which nobody sees
 

@@ -1,6 +1,7 @@
 """From what a user names as splits to the classes and images of each split, checked against the images there are."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -153,7 +154,7 @@ def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Spl
 
 def _random_sizes(spec: str) -> list[int]:
     parts = spec.removeprefix("random:").split("/")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
             f"splits = {spec!r}: a random division is random:TRAIN/VAL/TEST with three numbers of classes from 1, "
             "as random:64/16/20."

@@ -121,7 +121,7 @@ def run(
         if finished:
             if on_message:
                 on_message(manifest.already_done(folder))
-            return Analysis(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
+            return Analysis(folder, finished, manifest.read_json(folder, finished, SUMMARY))
         total = sum(config.test_episodes + 3 * config.val_episodes * entry.codes_move for entry in plan.entries)
         steps = _Steps(on_progress, total)
         found = [_measure(plan, entry, steps) for entry in plan.entries]

@@ -45,6 +45,7 @@ from leokit.runs import (
     WEIGHTS,
     Run,
     check_same_backbone,
+    fitting_state,
     load_state,
     open_run,
     save_parameters,
@@ -149,7 +150,10 @@ def _goes_on(folder: Path, *, resume: bool) -> Callable[[dict[str, Any], dict[st
 
     No fewer steps than were done can be wanted, and no less patience than it had: it might have ended earlier.
     """
-    done = load_state(folder / STATE)[1]["step"] if resume and (folder / STATE).exists() else 0
+    done = 0
+    if resume and (folder / STATE).exists():
+        with fitting_state(folder / STATE):
+            done = int(load_state(folder / STATE)[1]["step"])
 
     def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
         longer = {key: wanted["config"][key] for key in ("steps", "patience")}
@@ -172,13 +176,14 @@ def _forget(folder: Path) -> None:
 
 def _start(config: MetaTrainConfig, folder: Path, dim: int, device: torch.device) -> State:
     """The state to go on from: the last one kept, else a new one; the metrics are cut back to it."""
-    path = folder / STATE
+    path, fresh = folder / STATE, new_state(config, dim, device)
     if not path.exists():
         for name in (METRICS, CURVES):
             (folder / name).unlink(missing_ok=True)
         clear_events(folder / EVENTS)
-        return new_state(config, dim, device)
-    state = unpack(*load_state(path), config, device)
+        return fresh
+    with fitting_state(path):
+        state = unpack(*load_state(path, like=pack(fresh)), config, device)
     cut_back(folder / METRICS, lambda line: _belongs(line, state.step, config.val_every))
     return state
 

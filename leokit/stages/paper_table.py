@@ -57,7 +57,7 @@ def run(config: TableConfig, *, on_message: Callable[[str], None] | None = None)
         if finished:
             if on_message:
                 on_message(manifest.already_done(folder))
-            return PaperTable(folder, finished, json.loads((folder / names["json"]).read_bytes()))
+            return PaperTable(folder, finished, manifest.read_json(folder, finished, names["json"]))
         content = _content(config, chosen)
         texts = {
             "md": _markdown(content),

@@ -26,14 +26,14 @@ from leokit.engine.logbook import cut_back, logged
 from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, check_all, decode_all
 from leokit.engine.pretraining import SHOTS, Labelled, Trainer, memory_errors
 from leokit.episodes import require_enough
-from leokit.errors import DataError, Interrupted, UsageError, disk_errors
+from leokit.errors import ArtifactError, DataError, Interrupted, UsageError, disk_errors
 from leokit.figures.pretraining import draw_pretraining, pretraining_in_words
 from leokit.images.augmentation import Recipe
 from leokit.images.decoding import decoder
 from leokit.images.preprocess import Preprocessing
 from leokit.images.scan import ImageTree, scan
 from leokit.provenance import information
-from leokit.runs import load_state, save_parameters, save_state
+from leokit.runs import fitting_state, load_state, save_parameters, save_state
 from leokit.splits import Splits, resolve
 
 Progress = Callable[[int, int, str], None]
@@ -269,6 +269,8 @@ class _Training:
         config, first = self.config, self.place.rank == 0
         state = job.from_first(load_state(self.folder / STATE) if first and (self.folder / STATE).exists() else None)
         begun_with = None if state is None else state[1].get("unreadable")
+        if not isinstance(begun_with, Mapping | None):
+            raise ArtifactError(f"{self.folder / STATE} is no state of this training: begin anew with --no-resume.")
         with (
             memory_errors(config, self.device, self.place),
             self._images(job, stopped, begun_with) as (training, held_out, val),
@@ -287,7 +289,8 @@ class _Training:
                 job=job,
             )
             if state is not None:
-                trainer.unpack(*state)
+                with fitting_state(self.folder / STATE):
+                    trainer.unpack(*state)
                 self.on_message(f"Going on from step {trainer.progress.step}, in epoch {trainer.epoch + 1}.")
             begun, since = trainer.progress.step, time.perf_counter()
             with _log(self, trainer) if first else nullcontext(lambda line: None) as report:

@@ -76,9 +76,9 @@ def run(
         if on_message:
             on_message(f"Already done: {out} is the report of what is there.")
     else:
-        with disk_errors(out.parent):
-            out.parent.mkdir(parents=True, exist_ok=True)
+        with manifest.locked(out.parent), disk_errors(out.parent):
             manifest.write_atomically(out, data)
+            manifest.sweep(out.parent, [out.name])
     names = tuple(artifact.name for artifact in found.artifacts)
     return Report(out, len(data), names, len(figures_of(page)), tuple(found.troubles), text)
 

@@ -88,7 +88,7 @@ def open_uncertainty(folder: Path) -> Uncertainty:
     """
     found = manifest.read(folder, SCHEMA)
     manifest.check_files(folder, found)
-    return Uncertainty(folder, found, json.loads((folder / SUMMARY).read_bytes()))
+    return Uncertainty(folder, found, manifest.read_json(folder, found, SUMMARY))
 
 
 def run(

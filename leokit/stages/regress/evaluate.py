@@ -82,7 +82,7 @@ def run(
         finished = manifest.begin(folder, EVAL_SCHEMA, identified, inputs, overwrite=config.overwrite)
         if finished:
             on_message(manifest.already_done(folder))
-            return RegressionEvaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
+            return RegressionEvaluation(folder, finished, manifest.read_json(folder, finished, SUMMARY))
         drawn = _measure(config, model, list(range(config.tasks)), "tasks", on_progress)
         unclear = find_ambiguous(
             config.ambiguous,

@@ -64,7 +64,7 @@ def run(
         finished = manifest.begin(folder, PLOT_SCHEMA, identified, inputs, overwrite=config.overwrite)
         if finished:
             on_message(manifest.already_done(folder))
-            return RegressionPlot(folder, finished, json.loads((folder / PANELS).read_bytes()))
+            return RegressionPlot(folder, finished, manifest.read_json(folder, finished, PANELS))
         on_progress(0, 2, "choosing tasks")
         numbers = list(range(config.tasks))
         tasks = test_tasks(numbers, seed=config.seed, shots=model.config.shots, queries=0)

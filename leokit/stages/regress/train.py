@@ -19,7 +19,7 @@ from leokit.figures.regression import draw_regression_curves
 from leokit.leo.regression import WEIGHTS as NETWORK_WEIGHTS
 from leokit.provenance import information
 from leokit.regression.models import SCHEMA, RegressionModel, open_regression
-from leokit.runs import CONFIG, CURVES, METRICS, STATE, WEIGHTS, load_state, save_parameters, save_state
+from leokit.runs import CONFIG, CURVES, METRICS, STATE, WEIGHTS, fitting_state, load_state, save_parameters, save_state
 
 Progress = Callable[[int, int, str], None]
 _ALT = (
@@ -121,11 +121,10 @@ def _count(state: regression.RegressionState) -> int:
 
 def _start(config: RegressTrainConfig, folder: Path) -> regression.RegressionState:
     """The state to go on from: the last one kept, else a new one; the metrics are cut back to it."""
-    path = folder / STATE
+    path, state = folder / STATE, regression.new_state(config)
     if path.exists():
-        state = regression.unpack(*load_state(path), config)
-    else:
-        state = regression.new_state(config)
+        with fitting_state(path):
+            state = regression.unpack(*load_state(path, like=regression.pack(state)), config)
     cut_back(folder / METRICS, lambda line: 0 < line["step"] <= state.step)
     return state
 

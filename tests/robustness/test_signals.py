@@ -1,0 +1,58 @@
+"""SIGKILL, SIGTERM and Ctrl-C in every command, at moments drawn at random; then the same command finishes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import HAS_PROC, SIGNALS, ended, start
+from tests.robustness import stages, tally
+from tests.robustness.conftest import SEED
+
+
+def listens(process):
+    """Whether a forked process is leokit already, and has its handler of SIGTERM; before, nothing is promised."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def started(folder, arguments, said):
+    """A process that is leokit already."""
+    said.unlink(missing_ok=True)
+    process = start(folder, *arguments, stderr=said, stdout=os.devnull)
+    while process.is_alive() and not (listens(process) if HAS_PROC else said.exists()):
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("name", stages.NAMES)
+@pytest.mark.parametrize("times", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_the_same_command_finishes(made, tmp_path, moments, name, times):
+    out, said = tmp_path / "out", tmp_path / "said"
+    begun = time.monotonic()
+    assert ended(started(made.folder, made.arguments(name, tmp_path / "first"), said)) == 0, said.read_text()
+    lasts = time.monotonic() - begun
+    assert stages.result(tmp_path / "first") == made.results[name]
+    for _ in range(times):
+        number, delay = moments.choice(SIGNALS), moments.uniform(0, lasts)
+        what = f"{name}: {signal.Signals(number).name} after {delay:.3f} s of {lasts:.3f} (seed {SEED})"
+        process = started(made.folder, made.arguments(name, out), said)
+        time.sleep(delay)
+        if process.is_alive():
+            os.kill(process.pid, number)
+        code = ended(process)
+        text = said.read_text()
+        tally.count("signals", f"{signal.Signals(number).name}, {name}")
+        assert "Traceback" not in text, f"{what}\n{text}"
+        if number == signal.SIGKILL:
+            assert code in (0, -signal.SIGKILL), f"{what}: exit {code}\n{text}"
+        else:
+            assert code in (0, 130), f"{what}: exit {code}\n{text}"
+    assert ended(started(made.folder, made.arguments(name, out), said)) == 0, said.read_text()
+    assert stages.result(out) == made.results[name]
