@@ -84,12 +84,9 @@ def _run(
             traceback.print_exc()
         output.error(str(error))
         return error.exit_code
-    except BrokenPipeError:  # whoever read the result, as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            return LeokitError.exit_code
+            return _PIPE_CLOSED
         if output.common.verbose:
             traceback.print_exc()
         output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")

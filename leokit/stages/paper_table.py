@@ -272,9 +272,9 @@ def _line(texts: Iterable[str]) -> str:
 
 
 def _csv(content: dict[str, Any]) -> str:
-    """A line for each row and number of shots."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    """A line for each row and number of shots, ended as RFC 4180 says: then whatever ends a line is quoted."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
     writer.writerow(["method", "whose", "seeds", "shots", *MEASURES])
     for row in content["rows"]:
         for shots, entry in row["by_shots"].items():
