@@ -706,9 +706,22 @@ class ReportConfig:
         Outside(),
         Doc("One HTML file with everything in it, or a Markdown file with links to the artifacts' pictures."),
     ] = "html"
-    out: Annotated[Place, Doc("The file (default: WORK/report.html or report.md).")] = None
+    card: Annotated[
+        bool,
+        Outside(),
+        Doc("In place of the page, a run with its model card: a folder that can be published as it is."),
+    ] = False
+    run: Annotated[Place, Doc("The run of a --card (default: the only one in WORK/runs).")] = None
+    license: Annotated[
+        str | None,
+        Outside(),
+        Doc("Licence that a --card states, by the Hub's name for it, as apache-2.0 (default: none)."),
+    ] = None
+    out: Annotated[
+        Place, Doc("The file (default: WORK/report.html or report.md), or the folder of a --card (WORK/card).")
+    ] = None
     work: Work = DEFAULT_WORK
-    overwrite: Annotated[bool, Outside(), Doc("Replace a file that leokit report did not write.")] = False
+    overwrite: Annotated[bool, Outside(), Doc("Replace files that leokit report did not write.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ HOMES = {
     "timm": ("leokit.backbones",),
     "matplotlib": ("leokit.figures",),
     "jinja2": ("leokit.report",),
+    "yaml": ("leokit.report",),
     "pyarrow": ("leokit.features", "leokit.tables"),
 }
 HEAVY = {"torch", "torchvision", "timm", "pyarrow", "sklearn", "matplotlib"}

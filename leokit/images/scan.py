@@ -190,7 +190,9 @@ def images_under(folder: Path) -> Iterator[str]:
     are.
     """
     top = os.fsencode(folder)
-    above = {top: (_identity(top),)}  # of each folder to come, itself and those that it lies in
+    above: dict[bytes, tuple[tuple[int, int] | None, ...]] = {
+        top: (_identity(top),)
+    }  # of each folder to come, itself and those that it lies in
     for place, folders, files in os.walk(top, followlinks=True):
         chain = above.pop(place)
         inside = {name: _identity(os.path.join(place, name)) for name in sorted(folders) if not name.startswith(b".")}
