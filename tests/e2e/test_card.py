@@ -1,5 +1,6 @@
 """`leokit report --card`: the card says what the artifacts say, the Hub can read it, and the run in it works."""
 
+import html
 import json
 import re
 import shutil
@@ -118,6 +119,17 @@ def test_names_from_disk_are_text(written):
     classes = next(table for table in markdown_tables(body) if table[0][:2] == ["class", "split"])
     shown = {row[0] for row in classes[1:]}
     assert {f"train {name}".strip() for name in STRANGE if "|" not in name} <= shown
+
+
+@pytest.mark.parametrize("name", ["---\nlicense: mit\n---", ": {} # `x`", "<b>'\"&amp;\\"])
+def test_the_name_of_a_run_is_text(work, tmp_path, name):
+    shutil.copytree(work / "runs" / "leo-5way-1shot", tmp_path / name)
+    card.run(ReportConfig(card=True, run=tmp_path / name, work=work, out=tmp_path / "out"))
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    data = yaml.safe_load(text[4 : text.index("\n---\n", 4)])
+    assert data["model-index"][0]["name"] == name.replace("\n", "\\x0a") and "license" not in data
+    heading = re.search(r"^# (.*)$", text[text.index("<!-- leokit") :], re.MULTILINE)[1]
+    assert html.unescape(re.sub(r"\\(.)", r"\1", heading)) == name.replace("\n", "\\x0a")
 
 
 def test_the_text_says_what_was_measured(work, written):
