@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -33,6 +33,7 @@ CONFIG = "config.toml"
 CENTRE = "centre"  # a tensor among the weights
 
 Packed = tuple[dict[str, Tensor], dict[str, Any]]  # a state as tensors and plain data
+_LENGTH = 8  # bytes at the start of a safetensors file, which say how long its header is
 _ANEW = "make it again with --no-resume --overwrite"
 
 
@@ -244,9 +245,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: {_ANEW}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_tensors(path.read_bytes()), metadata
+        data = path.read_bytes()  # not by its path, of which safetensors takes UTF-8 alone
+        tensors = load_tensors(data)
+        header = json.loads(data[_LENGTH : _LENGTH + int.from_bytes(data[:_LENGTH], "little")])
+        return tensors, header.get("__metadata__") or {}
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a type torch has not
         raise ArtifactError(f"{path} is damaged ({_line(error)}): {_ANEW}.") from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from leokit.errors import ArtifactError
@@ -24,7 +24,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ArtifactError(f"The weights {path} are not there: name a file.")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+        content = load(path.read_bytes()) if path.suffix == ".safetensors" else _load_torch(path)
     except Exception as error:  # a damaged file can stumble anywhere in torch's unpickler
         raise ArtifactError(
             f"The weights {path} cannot be read: {_first_line(error)} "

@@ -1,6 +1,7 @@
 """The `leokit` command: one module per subcommand, which turns options into a configuration and a result into text."""
 
 import signal
+import sys
 from types import FrameType
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from leokit.cli import (
     verify,
 )
 from leokit.cli.options import add_command
-from leokit.cli.render import Common
+from leokit.cli.render import Common, Output
 from leokit.config import (
     AnalyzeConfig,
     DemoConfig,
@@ -45,6 +46,7 @@ from leokit.config import (
     UncertaintyConfig,
     VerifyConfig,
 )
+from leokit.errors import Interrupted
 
 app = typer.Typer(
     name="leokit",
@@ -107,7 +109,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; SIGTERM is treated as Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # while the command line itself is put together
+        Output(Common()).error("Interrupted before anything was done.")
+        sys.exit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_a_read_only_disk_is_one_line(made, tmp_path):
                 makes_folder = place == "out" and name in stages.FOLDERS
                 error = run(made.folder, *made.arguments(name, disk / place), code=4 if makes_folder else 1)
                 assert "ead-only file system" in error, error
-    assert [path.name for path in disk.iterdir()] == ["empty"] and not any((disk / "empty").iterdir())
+        assert [path.name for path in disk.iterdir()] == ["empty"] and not any((disk / "empty").iterdir())
 
 
 def test_files_that_may_not_grow(made, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from leokit import cli
 from tests.processes import HAS_PROC, SIGNALS, ended, start
 from tests.robustness import stages, tally
 from tests.robustness.conftest import SEED
@@ -29,6 +30,20 @@ def started(folder, arguments, said):
     while process.is_alive() and not (listens(process) if HAS_PROC else said.exists()):
         time.sleep(0.001)
     return process
+
+
+def test_a_signal_while_the_command_line_is_put_together(monkeypatch, capsys):
+    """That takes typer some ten milliseconds, before any command is there to handle it."""
+    tally.count("signals", "SIGTERM, before the command")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as ended_by:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended_by.value.code == 130
+    assert capsys.readouterr().err == "error: Interrupted before anything was done.\n"
 
 
 @pytest.mark.parametrize("name", stages.NAMES)
