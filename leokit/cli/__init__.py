@@ -18,6 +18,7 @@ from leokit.cli import (
     pretrain,
     regress,
     report,
+    search,
     splits,
     table,
     uncertainty,
@@ -35,6 +36,7 @@ from leokit.config import (
     MetaTrainConfig,
     PretrainConfig,
     ReportConfig,
+    SearchConfig,
     TableConfig,
     UncertaintyConfig,
     VerifyConfig,
@@ -79,6 +81,7 @@ add_command(app, "pretrain", PretrainConfig, pretrain.command)
 add_command(app, "extract", ExtractConfig, extract.command)
 add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
+add_command(app, "search", SearchConfig, search.command)
 add_command(app, "eval", EvalConfig, eval.command)
 add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
 add_command(app, "analyze", AnalyzeConfig, analyze.command)

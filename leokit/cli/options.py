@@ -97,27 +97,24 @@ def layered(
     name: str, kind: type[StageConfig], given: Mapping[str, Any], file: Path | None, note: Callable[[str], None]
 ) -> StageConfig:
     """The configuration from flags and environment (`given`), before a file, before a preset, before the defaults."""
-    values = {**(read_toml(file, name) if file else {}), **given}
+    values = {**(_yielding(read_toml(file, name), given) if file else {}), **given}
     if kind is MetaTrainConfig:
         preset = values.get("preset")
         if preset is None:
             shots = build(MetaTrainConfig, values).shots
             preset = nearest_preset(shots)
             note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
-        values = {**_of_preset(str(preset), values), **values, "preset": preset}
+        values = {**_yielding(read_preset(str(preset)), values), **values, "preset": preset}
         if not values.get("steps_from") and not values.get("train_on_val"):
             values.setdefault("steps", DEFAULT_STEPS)
     return build(kind, values)
 
 
-def _of_preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a preset, without its steps and patience where what was given says how long to train."""
-    values = read_preset(name)
-    if given.get("steps_from"):
-        values.pop("steps", None)
-    if given.get("train_on_val"):
-        values.pop("patience", None)
-    return values
+def _yielding(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset or file, without steps and patience where what ranks before says how long to train."""
+    left_out = {"steps"} if given.get("steps_from") else set()
+    left_out |= {"patience"} if given.get("train_on_val") else set()
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def _plain(value: Any) -> Any:
