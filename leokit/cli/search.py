@@ -59,23 +59,23 @@ def _value(value: Any) -> str:
 
 def _sentences(done: "Search") -> Iterator[str]:
     summary = done.summary
-    fresh, number = summary["on_fresh_episodes"], summary["best_trial"]
-    best = summary["best_on_the_episodes_that_chose"]
+    fresh = summary["on_fresh_episodes"]
+    chosen = percent(**summary["best_on_the_episodes_that_chose"])
+    saved = f"{100 * summary['steps_saved']:.0f} % fewer than all trials to the end"
     yield (
         f"{summary['finished']} trials came to their end, {summary['stopped']} were stopped early, "
-        f"{summary['failed']} failed: {summary['steps_taken']:,} steps, {100 * summary['steps_saved']:.0f} % fewer than "
-        "all trials to the end."
+        f"{summary['failed']} failed: {summary['steps_taken']:,} steps, {saved}."
     )
     yield (
-        f"{percent(**best)} % is on the {summary['val_episodes']:,} episodes that chose the best of "
-        f"{summary['trials']} trials, and of its validations, so it is too high. On {summary['fresh_episodes']:,} other "
-        f"episodes of the same classes: {percent(**fresh['best'])} %."
+        f"{chosen} % is on the {summary['val_episodes']:,} episodes that chose among trials and validations, so it is "
+        f"too high. On {summary['fresh_episodes']:,} others of the same classes: {percent(**fresh['best'])} %."
     )
-    if number == 0:
+    if summary["best_trial"] == 0:
         yield "No trial was better than the preset."
     elif "preset" in fresh:
+        difference = percent(**fresh["difference"], sign=True)
         yield (
-            f"There the preset has {percent(**fresh['preset'])} %; difference "
-            f"{percent(**fresh['difference'], sign=True)} (paired, on the same episodes; other classes and other training seeds are not in the interval)."
+            f"On those the preset has {percent(**fresh['preset'])} %; paired difference {difference}. Other classes "
+            "and other training seeds are not in the interval."
         )
     yield f"In {done.folder}."
