@@ -1,0 +1,195 @@
+"""`leokit bench search`: memory and time that trials take which share their features, made up in any size."""
+
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+
+from leokit import manifest, randomness
+from leokit.config import BenchSearchConfig, MetaTrainConfig, build, nearest_preset, read_numbers, read_preset
+from leokit.engine.mapped import MappedRows, close_files
+from leokit.engine.scoring import one_thread
+from leokit.engine.state import new_state
+from leokit.engine.steps import make_steps
+from leokit.episodes import FeatureMatrix, types_of
+from leokit.features import SCHEMA, FeatureStore, ShardWriter, facts_of
+from leokit.provenance import information
+
+_SHARD_ROWS = 8192  # of a file, at least a class
+_VAL_CLASSES = 20
+_BLOCK = 65_536  # rows that are read at a time
+_CPU = torch.device("cpu")
+
+
+def run(config: BenchSearchConfig) -> dict[str, Any]:
+    """Make features, the unit rows that trials share, and train numbers of trials at a time on them, for a while each.
+
+    Files are deleted afterwards. Memory is the proportional set size (PSS), which counts a page that n processes share
+    as 1/n in each, so that sums are what is really taken; None without /proc.
+
+    Returns:
+        Sizes in bytes, seconds of each part, and for each number of trials steps/s of one and memory of all.
+    """
+    jobs = read_numbers("--jobs", config.jobs, int, 1, 1024)
+    with tempfile.TemporaryDirectory(prefix="leokit-bench-", dir=config.folder) as name:
+        folder = Path(name)
+        features = folder / "features"
+        seconds = {"write": _timed(lambda: _make_store(config, features))}
+        seconds["open"] = _timed(lambda: FeatureStore.open(features, ("train",)))
+        trial = _trial(config)
+        rows = MappedRows(features, folder / "rows", types_of(trial))
+        seconds["rows"] = _timed(lambda: rows.make("train"))
+        path = rows.make("train")
+        _forget(path)
+        cold = _together(trial, rows, 1, config.seconds, folder / "cold", touch=False)[0]
+        warm = {count: _together(trial, rows, count, config.seconds, folder / f"jobs-{count}") for count in jobs}
+        size = {"store": _size(features), "rows": path.stat().st_size}
+    close_files()
+    return {
+        "rows": config.classes * config.per_class,
+        "classes": config.classes,
+        "dim": config.dim,
+        "bytes_of_store": size["store"],
+        "bytes_of_rows": size["rows"],
+        "seconds": seconds,
+        "cold": {"steps_per_second": cold.steps_per_second, "first_second": cold.first_second},
+        "together": [_summary(count, members) for count, members in warm.items()],
+        "growth_per_trial": _growth(warm),
+    }
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What one of several trials at a time measured of itself."""
+
+    steps_per_second: float
+    first_second: int  # steps in the first second of training
+    touched_seconds: float  # to read all rows once
+    memory: int | None  # PSS in bytes, while all are there
+
+
+def _trial(config: BenchSearchConfig) -> MetaTrainConfig:
+    preset = read_preset(nearest_preset(config.shots))
+    held = {"hold_as": "float16"} if config.dtype == "float16" else {}
+    return build(MetaTrainConfig, {**preset, "shots": config.shots, **held})
+
+
+def _make_store(config: BenchSearchConfig, folder: Path) -> None:
+    """Classes about random means, a class at a time."""
+    manifest.begin(folder, SCHEMA, {"made_up": True}, {})
+    noise = randomness.generator(0, "bench").standard_normal((config.per_class, config.dim), np.float32)
+    at_once = max(1, _SHARD_ROWS // config.per_class)
+    counts: dict[str, dict[str, int]] = {}
+    files = []
+    for split, classes in (("train", config.classes), ("val", min(config.classes, _VAL_CLASSES))):
+        names = [f"{split}{number:06}" for number in range(classes)]
+        counts[split] = dict.fromkeys(names, config.per_class)
+        parts = math.ceil(classes / at_once)
+        for part in range(parts):
+            files.append(f"{split}-{part:05}-of-{parts:05}.parquet")
+            with ShardWriter(folder / files[-1], split, dim=config.dim, dtype="float16") as writer:
+                for name in names[part * at_once : (part + 1) * at_once]:
+                    mean = randomness.generator(0, f"bench/{name}").standard_normal(config.dim, np.float32)
+                    images = [f"{name}/{image:06}.jpg" for image in range(config.per_class)]
+                    writer.write_class(name, images, noise + mean)
+    facts = facts_of(counts, dim=config.dim, dtype="float16")
+    info = information(started=time.perf_counter())
+    manifest.finish(folder, SCHEMA, {"made_up": True}, {}, results=files, facts=facts, info=info)
+
+
+def _together(
+    trial: MetaTrainConfig, rows: MappedRows, count: int, seconds: float, folder: Path, *, touch: bool = True
+) -> list[_Member]:
+    folder.mkdir()
+    members = (delayed(_member)(trial, rows, number, count, seconds, folder, touch) for number in range(count))
+    done: list[_Member] = Parallel(count, backend="loky" if count > 1 else "sequential")(members)
+    return done
+
+
+def _member(
+    trial: MetaTrainConfig, rows: MappedRows, number: int, count: int, seconds: float, folder: Path, touch: bool
+) -> _Member:
+    """Train for a while beside the others, and measure the memory while all are there."""
+    with one_thread():
+        matrix = rows.matrix("train", _CPU)
+        started = time.perf_counter()
+        if touch:
+            _read_all(matrix)
+        touched = time.perf_counter() - started
+        steps, state = make_steps(trial, matrix), new_state(trial, matrix.dim, _CPU)
+        if touch:
+            for _ in range(3):
+                steps.take(state)
+        _wait_for_all("ready", number, count, folder)
+        first, begun, started = 0, state.step, time.perf_counter()
+        while (spent := time.perf_counter() - started) < seconds:
+            steps.take(state)
+            first += spent < 1
+        rate = (state.step - begun) / spent
+        _wait_for_all("trained", number, count, folder)
+        memory = proportional_memory()
+        _wait_for_all("measured", number, count, folder)
+    return _Member(rate, first, touched, memory)
+
+
+def _read_all(matrix: FeatureMatrix) -> None:
+    for start in range(0, len(matrix.rows), _BLOCK):
+        matrix.rows[start : start + _BLOCK, ::32].sum()  # a value or more of each page
+
+
+def _wait_for_all(what: str, number: int, count: int, folder: Path) -> None:
+    (folder / f"{what}-{number}").touch()
+    while len(list(folder.glob(f"{what}-*"))) < count:
+        time.sleep(0.01)
+
+
+def proportional_memory() -> int | None:
+    """The proportional set size of this process in bytes; None without /proc."""
+    try:
+        text = Path("/proc/self/smaps_rollup").read_text()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def _forget(path: Path) -> None:
+    """Let the system drop a file's pages from memory, so that it is read from the disk again."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _summary(count: int, members: list[_Member]) -> dict[str, Any]:
+    memory = [member.memory for member in members]
+    return {
+        "trials": count,
+        "memory": None if None in memory else sum(filter(None, memory)),
+        "steps_per_second_of_each": sum(member.steps_per_second for member in members) / count,
+        "seconds_to_read_all": max(member.touched_seconds for member in members),
+    }
+
+
+def _growth(warm: dict[int, list[_Member]]) -> float | None:
+    """Bytes of memory that a further trial takes, from the least to the largest number of them."""
+    entries = [_summary(count, warm[count]) for count in (min(warm), max(warm))]
+    first, last = entries
+    if first["memory"] is None or last["memory"] is None or first is last or first["trials"] == last["trials"]:
+        return None
+    return float(last["memory"] - first["memory"]) / (last["trials"] - first["trials"])
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _timed(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return round(time.perf_counter() - started, 2)
