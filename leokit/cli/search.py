@@ -31,7 +31,7 @@ def command(config: SearchConfig, output: Output) -> None:
         with output.progress("Training") as progress:
             share = search.run_share(config, on_progress=progress, on_message=output.note)
         data = {"out": str(share.folder), "trials": share.trials, "trained": share.trained, "of": share.of}
-        sentence = f"Share {config.only}: {share.trials} trials. {share.trained} of {share.of} are trained in all."
+        sentence = f"Share {config.only} is trained. Of all shares {share.trained} of {share.of} trials are."
         output.result(data, [], [sentence, f"In {share.folder}."])
         output.next_command("the same without --only, once all shares are done: it gathers them")
         return

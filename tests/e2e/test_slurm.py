@@ -101,8 +101,8 @@ def test_a_search_by_shares_on_this_machine(commands, tmp_path):
     options = ("--trials", 2, "--steps", 10, "--val-every", 10, "--val-episodes", 10, "--fresh-episodes", 10)
     done = run_script(commands, "slurm/search.sh", "features", *options, folder=tmp_path, TASKS="2", WORK="mine")
     text = " ".join(done.stdout.split())
-    assert "Share 0/2: 1 trials. 1 of 2 are trained in all." in text
-    assert "Share 1/2: 1 trials. 2 of 2 are trained in all." in text
+    assert "Share 0/2 is trained. Of all shares 1 of 2 trials are." in text
+    assert "Share 1/2 is trained. Of all shares 2 of 2 trials are." in text
     assert "The best of 2 trials" in text
 
 
