@@ -87,7 +87,7 @@ class Space:
                     f"{source}: {name} cannot be drawn, as trials that differ in it cannot be compared: give one value."
                 )
             else:
-                ranges[name] = _range(f"{source}: {name}", value, int in _kinds(searchable[name].type))
+                ranges[name] = _range(f"{source}: {name}", value, _kinds(searchable[name].type))
         if not ranges:
             raise UsageError(f"{source} has no range: write OPTION = {{ uniform = [LOW, HIGH] }} for what to draw.")
         return cls(
@@ -117,7 +117,8 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) or (annotation,)
 
 
-def _range(what: str, data: Mapping[str, Any], whole: bool) -> Range:
+def _range(what: str, data: Mapping[str, Any], types: tuple[Any, ...]) -> Range:
+    whole = int in types
     kind = next(iter(data), None)
     if len(data) != 1 or kind not in KINDS:
         raise UsageError(f"{what} = {dict(data)}: a range is one of {', '.join(KINDS)} with a list of values.")
@@ -128,6 +129,8 @@ def _range(what: str, data: Mapping[str, Any], whole: bool) -> Range:
         if len({repr(value) for value in values}) < len(values):
             raise UsageError(f"{what} = {dict(data)}: a choice stands there twice.")
         return Range(kind, tuple(values))
+    if not whole and float not in types:
+        raise UsageError(f"{what} = {dict(data)}: it is no number; give a choice.")
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     least = 0 if kind == "log_uniform" else -math.inf
     if len(values) != 2 or len(numbers) != 2 or not least < numbers[0] < numbers[1] < math.inf:

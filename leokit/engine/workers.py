@@ -73,8 +73,9 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
     except ImportError as error:
         raise UsageError("--backend dask needs the extra 'dask': pip install 'leokit[dask]'.") from error
     if scheduler is None:
+        # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
         with (
-            LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
             Client(cluster) as client,
         ):
             yield lambda tasks: _by_futures(client, tasks)

@@ -14,7 +14,7 @@ import pytest
 from leokit.config import SearchConfig
 from leokit.errors import UsageError
 from leokit.stages import search
-from tests.e2e.conftest import make_store
+from tests.e2e.conftest import learnable_store
 from tests.processes import HAS_PROC, dask_cluster, ended, killed_after, start
 
 SPACE = """
@@ -32,7 +32,7 @@ PROC = pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
 def place(tmp_path_factory):
     """Features and a space."""
     folder = tmp_path_factory.mktemp("search")
-    make_store(folder / "features", dim=32)
+    learnable_store(folder / "features")
     (folder / "space.toml").write_text(SPACE)
     return folder
 
@@ -270,7 +270,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(leokit, place, tmp
     plan = json.loads(leokit(*arguments, "--steps", 900, "--val-every", 100).stdout)
     assert plan["rungs"] == [100, 300, 900]
     assert plan["steps"] == 9 * 100 + 4 * 200 + 3 * 600
-    assert plan["rows_bytes"] == (12 + 6) * 24 * 32 * 4
+    assert plan["rows_bytes"] == (20 + 6) * 24 * 96 * 4
     assert not (tmp_path / "leokit-work").exists()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.e2e.test_pipelines import learnable_store, run_script
+from tests.e2e.conftest import learnable_store
+from tests.e2e.test_pipelines import run_script
 from tests.processes import HAS_PROC, leokit_on_path
 
 pytestmark = pytest.mark.skipif(not HAS_PROC, reason="needs /proc")

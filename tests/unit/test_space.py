@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leokit.config import PRESETS, SPACES, MetaTrainConfig, build, read_preset, read_space
 from leokit.errors import UsageError
-from leokit.space import Space, trial_config
+from leokit.space import Range, Space, trial_config
 
 DATA = {
     "outer_lr": {"log_uniform": [1e-5, 1e-2]},
@@ -21,10 +21,13 @@ DATA = {
 }
 
 
+SPACE = Space.read(DATA, "here")
+ALONE = {name: Space.read({name: DATA[name]}, "there") for name in SPACE.ranges}
+
+
 @pytest.fixture(scope="module")
 def draws():
-    space = Space.read(DATA, "here")
-    return [space.draw(0, trial) for trial in range(4000)]
+    return [SPACE.draw(0, trial) for trial in range(4000)]
 
 
 def test_values_spread_evenly_over_their_ranges(draws):
@@ -52,22 +55,22 @@ def test_options_are_drawn_independently(draws):
 
 @given(seed=st.integers(0, 2**63 - 1), trial=st.integers(0, 10**6))
 def test_a_value_depends_on_seed_option_and_trial_alone(seed, trial):
-    whole = Space.read(DATA, "here").draw(seed, trial)
+    whole = SPACE.draw(seed, trial)
     for name in whole:
-        assert Space.read({name: DATA[name]}, "there").draw(seed, trial) == {name: whole[name]}
-    assert Space.read(DATA, "here").draw(seed, trial + 1) != whole
-    assert Space.read(DATA, "here").draw((seed + 1) % 2**63, trial) != whole
+        assert ALONE[name].draw(seed, trial) == {name: whole[name]}
+    assert SPACE.draw(seed, trial + 1) != whole
+    assert SPACE.draw((seed + 1) % 2**63, trial) != whole
 
 
 @given(low=st.floats(1e-12, 1e3), factor=st.floats(1.0001, 1e9), share=st.floats(0, 1, exclude_max=True))
 def test_no_value_leaves_its_range(low, factor, share):
     for kind in ("uniform", "log_uniform"):
-        span = Space.read({"outer_lr": {kind: [low, low * factor]}}, "here").ranges["outer_lr"]
+        span = Range(kind, (low, low * factor))
         assert low <= span.at(share) <= low * factor
 
 
 def test_a_space_is_what_it_says_of_itself():
-    space = Space.read(DATA, "here")
+    space = SPACE
     assert space.fixed == {"steps": 50}
     assert Space.read(space.plain(), "there") == space
     values = space.draw(3, 5)
@@ -106,7 +109,7 @@ def test_ready_spaces_hold_the_values_that_they_are_made_around(name):
         ({"dropout": {"choice": [0.1, 0.1]}}, "twice"),
         ({"dropout": {"choice": []}}, "needs a list of values"),
         ({"dropout": {"choice": ["much"]}}, "dropout = 'much'"),
-        ({"sampling": {"uniform": [0, 1]}}, "sampling = 0"),
+        ({"sampling": {"uniform": [0, 1]}}, "it is no number; give a choice"),
         ({"dropout": 0.3}, "has no range"),
     ],
 )

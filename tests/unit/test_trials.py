@@ -16,7 +16,7 @@ from leokit.errors import ArtifactError, DataError
 from leokit.features import FeatureStore, write_store
 from leokit.runs import STATE
 from leokit.stages import meta_train
-from tests.e2e.conftest import make_store
+from tests.e2e.conftest import learnable_store
 
 CPU = torch.device("cpu")
 CONFIG = MetaTrainConfig(
@@ -26,7 +26,7 @@ CONFIG = MetaTrainConfig(
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("store") / "features", dim=32)
+    return learnable_store(tmp_path_factory.mktemp("store") / "features")
 
 
 @pytest.fixture
