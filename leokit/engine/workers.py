@@ -42,7 +42,7 @@ def in_processes(jobs: int) -> Runner:
         while waiting:
             parallel = Parallel(jobs, backend="loky", batch_size=1, return_as="generator_unordered")
             try:
-                for index, outcome in parallel(delayed(_numbered)(task) for task in waiting.values()):
+                for index, outcome in parallel([delayed(_numbered)(task) for task in waiting.values()]):
                     del waiting[index]
                     lost = 0
                     yield outcome

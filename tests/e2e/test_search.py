@@ -22,6 +22,9 @@ outer_lr = { log_uniform = [1e-4, 3e-2] }
 dropout = { uniform = [0.0, 0.5] }
 num_latents = { choice = [4, 8] }
 queries = 5
+meta_batch = 4
+inner_steps = 2
+finetuning_steps = 1
 """
 TINY = {"steps": 60, "val_every": 10, "val_episodes": 20, "val_queries": 5, "fresh_episodes": 50, "device": "cpu"}
 SIZES = [item for key, value in TINY.items() for item in (f"--{key.replace('_', '-')}", str(value))]
@@ -218,11 +221,11 @@ def test_halving_stops_the_worse_ones_and_is_the_same_after_a_kill(place, tmp_pa
     assert json.loads((tmp_path / "cut/manifest.json").read_text())["id"] == once.manifest.id
 
 
-def test_a_trial_that_diverges_is_a_row_with_its_reason(run, tmp_path):
-    (tmp_path / "wild.toml").write_text("outer_lr = { choice = [1e-3, 1e30] }\nqueries = 5\n")
+def test_a_trial_that_diverges_is_a_row_with_its_reason(place, tmp_path):
+    (tmp_path / "wild.toml").write_text("outer_lr = { choice = [1e-3, 1e30] }\nqueries = 5\nmeta_batch = 4\n")
     said = []
-    done = search.run(config(tmp_path, tmp_path / "wild", features=run().manifest.inputs["features"].path,
-                             space=str(tmp_path / "wild.toml"), steps=20), on_message=said.append)  # fmt: skip
+    wild = config(place, tmp_path / "wild", space=str(tmp_path / "wild.toml"), steps=20)
+    done = search.run(wild, on_message=said.append)
     rows = table(done.folder)
     failed = [row for row in rows if row["outer_lr"] == 1e30]
     assert failed and all(row["status"] == "failed" and "is not finite" in row["failure"] for row in failed)

@@ -20,7 +20,17 @@ from tests.e2e.conftest import learnable_store
 
 CPU = torch.device("cpu")
 CONFIG = MetaTrainConfig(
-    steps=40, val_every=10, val_episodes=20, val_queries=5, queries=5, num_latents=8, outer_lr=0.01, device="cpu"
+    steps=40,
+    val_every=10,
+    val_episodes=20,
+    val_queries=5,
+    queries=5,
+    num_latents=8,
+    outer_lr=0.01,
+    meta_batch=4,
+    inner_steps=2,
+    finetuning_steps=1,
+    device="cpu",
 )
 
 
