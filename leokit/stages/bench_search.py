@@ -182,7 +182,8 @@ def _growth(warm: dict[int, list[_Member]]) -> float | None:
     first, last = entries
     if first["memory"] is None or last["memory"] is None or first is last or first["trials"] == last["trials"]:
         return None
-    return float(last["memory"] - first["memory"]) / (last["trials"] - first["trials"])
+    growth: float = (last["memory"] - first["memory"]) / (last["trials"] - first["trials"])
+    return growth
 
 
 def _size(folder: Path) -> int:

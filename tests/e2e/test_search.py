@@ -281,3 +281,14 @@ def test_dask_that_is_not_there_is_said(place, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
     with pytest.raises(UsageError, match=r"leokit\[dask\]"):
         search.run(config(place, tmp_path / "out", backend="dask"))
+
+
+def test_bench_measures_rows_that_trials_share(leokit, tmp_path):
+    size = ("--classes", 8, "--per-class", 20, "--dim", 16, "--seconds", 0.2, "--folder", tmp_path)
+    found = json.loads(leokit("bench", "search", *size, "--jobs", 1, "--json").stdout)
+    assert found["rows"] == 160
+    assert found["bytes_of_rows"] == 160 * 16 * 4 + 128  # the header of a .npy file
+    assert found["together"][0]["steps_per_second_of_each"] > 0
+    assert found["growth_per_trial"] is None  # of one number of trials
+    assert list(tmp_path.iterdir()) == []
+    assert "0.00 GB of disk for 160 rows" in leokit("bench", "search", *size, "--dry-run").stdout
