@@ -9,6 +9,8 @@ from leokit.config import SearchConfig
 if TYPE_CHECKING:
     from leokit.stages.search import Search
 
+_SHOWN = 4  # trials, beside the preset
+
 
 def command(config: SearchConfig, output: Output) -> None:
     """Search hyper-parameters at random: many meta-trainings, the best on meta-val chosen; meta-test is not opened.
@@ -43,18 +45,27 @@ def command(config: SearchConfig, output: Output) -> None:
 
 
 def _table(summary: dict[str, Any]) -> TableData:
-    rows = []
-    for row in summary["best_trials"]:
-        found = row["val_accuracy"] is not None
-        accuracy = percent(row["val_accuracy"], row["val_half_width"]) if found else "failed"
-        name = f"{row['trial']} (preset)" if row["trial"] == 0 else str(row["trial"])
-        rows.append([name, accuracy, str(row["best_step"]), *(_value(row[key]) for key in summary["drawn"])])
-    columns = ["trial", "meta-val", "best\nstep", *(key.replace("_", "\n") for key in summary["drawn"])]
-    return TableData(f"The best of {summary['trials']} trials: meta-val accuracy in %, 95 % interval", columns, rows)
+    """The best trials side by side, and the preset: a column each, so that any number of options fits."""
+    preset = summary["preset_trial"]
+    shown = summary["best_trials"][:_SHOWN]
+    if preset["trial"] not in [row["trial"] for row in shown]:
+        shown = [*shown, preset]
+    rows = [
+        ["meta-val accuracy, %", *(_percent(row["val_accuracy"]) for row in shown)],
+        ["± (95 % interval)", *(_percent(row["val_half_width"]) for row in shown)],
+        ["best step", *(str(row["best_step"]) for row in shown)],
+        *([key, *(_value(row[key]) for row in shown)] for key in summary["drawn"]),
+    ]
+    names = [f"trial {row['trial']}" + ("\n(preset)" if row is preset or row["trial"] == 0 else "") for row in shown]
+    return TableData(f"The best of {summary['trials']} trials", ["", *names], rows)
+
+
+def _percent(value: float | None) -> str:
+    return "failed" if value is None else percent(value)
 
 
 def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+    return f"{value:.3g}".replace("e-0", "e-") if isinstance(value, float) else str(value).lower()
 
 
 def _sentences(done: "Search") -> Iterator[str]:

@@ -573,6 +573,7 @@ def _summary(
         "optimism": best.accuracy(best.steps)[0] - fresh["best"]["mean"],
         "interval": "95 % over the sampling of episodes on these classes (1.96 s/√n)",
         "best_trials": [{key: row[key] for key in kept} for row in ranked(rows)[:_LISTED]],
+        "preset_trial": {key: rows[0][key] for key in kept},
     }
 
 
