@@ -88,11 +88,7 @@ def bin_of(confidence: Floats, edges: Floats) -> Ints:
 
 def reliability(confidence: Floats, correct: Flags, edges: Floats) -> Reliability:
     """Bins of confidences (n,) with whether each was right (n,)."""
-    place, bins = bin_of(confidence, edges), len(edges) - 1
-    counts, sums, right = (
-        np.bincount(place, values, bins).astype(np.float64)
-        for values in (np.ones(len(place)), confidence, correct.astype(np.float64))
-    )
+    counts, sums, right = _binned(confidence, correct, np.zeros(len(confidence), np.int64), 1, edges)[0]
     with np.errstate(invalid="ignore"):
         return Reliability(edges, counts, sums / counts, right / counts)
 
@@ -217,14 +213,17 @@ class RiskCoverage(NamedTuple):
 
 def risk_coverage(confidence: Floats, correct: Flags) -> RiskCoverage:
     """The curve of confidences (n,); queries of one confidence are accepted together, each taking their mean risk."""
+    _, risks = _ranked(confidence, correct)
+    taken = np.arange(1, len(risks) + 1)
+    return RiskCoverage(taken / len(risks), np.cumsum(risks) / taken)
+
+
+def _ranked(confidence: Floats, correct: Flags) -> tuple[Ints, Floats]:
+    """Queries (n,) by falling confidence, and for each in this order the mean risk (n,) of those of its confidence."""
     order = np.argsort(-confidence, kind="stable")
-    wrong = ~correct[order]
-    values, starts, counts = np.unique(-confidence[order], return_index=True, return_counts=True)
-    mean = np.add.reduceat(wrong.astype(np.float64), starts) / counts
-    cumulative = np.cumsum(np.repeat(mean, counts))
-    taken = np.arange(1, len(order) + 1)
-    del values
-    return RiskCoverage(taken / len(order), cumulative / taken)
+    _, starts, counts = np.unique(-confidence[order], return_index=True, return_counts=True)
+    means = np.add.reduceat((~correct[order]).astype(np.float64), starts) / counts
+    return order, np.repeat(means, counts)
 
 
 class ResampledRisk:
@@ -232,10 +231,8 @@ class ResampledRisk:
 
     def __init__(self, confidence: Floats, correct: Flags) -> None:
         """Sort queries by their confidence (n,); each has the mean risk of those of its confidence."""
-        self._order = np.argsort(-confidence, kind="stable")
-        _, starts, counts = np.unique(-confidence[self._order], return_index=True, return_counts=True)
-        means = np.add.reduceat((~correct[self._order]).astype(np.float64), starts) / counts
-        self._wrong = np.repeat(means, counts).astype(np.float32)
+        self._order, risks = _ranked(confidence, correct)
+        self._wrong = risks.astype(np.float32)
 
     def area_and_accuracies(self, weights: NDArray[np.float32], coverages: Sequence[float]) -> tuple[Floats, Floats]:
         """Areas under the curves (R,), and accuracies (R, coverages) on the most confident shares.

@@ -56,6 +56,11 @@ Precision = Annotated[
     Literal["float32", "bfloat16", "float16"], Doc("Of the model's computation; below float32 by autocast.")
 ]
 CudaGraph = Annotated[bool, Outside(), Doc("On CUDA a whole step is one graph that is replayed.")]
+ImageSize = Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")]
+MaxFailures = Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")]
+TestFeatures = Annotated[Path | None, Outside(), Doc("Features to test on (default: WORK/features).")]
+TestWays = Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")]
+Resume = Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")]
 Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
 DEFAULT_WORK = Path("leokit-work")
 DEFAULT_STEPS = 100_000  # of meta-training
@@ -132,7 +137,7 @@ class ExtractConfig:
     trained_on: Annotated[
         str | None, Doc("What a weights file was trained on: imagenet-1k, imagenet-21k, web or unknown.")
     ] = None
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     crop_pct: Annotated[float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")] = None
     mean: Annotated[Triple | None, Doc("Mean of each channel, on a scale of 0 to 1.")] = None
     std: Annotated[Triple | None, Doc("Standard deviation of each channel, on a scale of 0 to 1.")] = None
@@ -161,7 +166,7 @@ class ExtractConfig:
     ] = False
     decode: Annotated[Literal["cpu", "gpu"], Doc("Where JPEGs are decoded; gpu needs CUDA.")] = "cpu"
     dtype: Annotated[Literal["float16", "float32"], Doc("Stored type of the features.")] = "float16"
-    max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
+    max_failures: MaxFailures = "1%"
     retry_failed: Annotated[
         bool, Outside(), Doc("Read again the images that could not be read, and those that have changed since.")
     ] = False
@@ -194,7 +199,7 @@ class PretrainConfig:
             "and group3.block2.relu, before and after batch norm and ReLU; else pooled)."
         ),
     ] = None
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     epochs: Annotated[int, Ge(1), Doc("Passes over the images.")] = 90
     batch_size: Annotated[int, Ge(2), Doc("Images of a step, over all ranks.")] = 64
     accumulate: Annotated[int, Ge(1), Doc("Parts of a batch that go through the model one after the other.")] = 1
@@ -249,11 +254,11 @@ class PretrainConfig:
         Outside(),
         Doc("Hold decoded images in memory, or decode them in each epoch (auto: memory where they fit in half of it)."),
     ] = "auto"
-    max_failures: Annotated[str, Outside(), Doc("Most unreadable images allowed: a number, or a share as 1%.")] = "1%"
+    max_failures: MaxFailures = "1%"
     seed: Seed = 0
     device: Device = "auto"
     workers: Workers = None
-    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    resume: Resume = True
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -268,7 +273,7 @@ class BenchExtractConfig:
     weights: Annotated[
         str, Resolved(), Doc("random (as fast as any), or as extract takes them: auto, bundled, pretrained or a file.")
     ] = "random"
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     views: Annotated[Literal["center", "flip", "ten-crop"], Doc("As extract takes it.")] = "center"
     precision: Precision = "float32"
     compile: Annotated[bool, Doc("Compile the model.")] = False
@@ -467,7 +472,7 @@ class MetaTrainConfig:
     cuda_graph: CudaGraph = True
     seed: Seed = 0
     device: Device = "auto"
-    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    resume: Resume = True
     tensorboard: Annotated[bool, Outside(), Doc("Copy the metrics to TensorBoard's events in RUN/tensorboard.")] = False
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
@@ -567,10 +572,10 @@ class EvalConfig:
 
     runs: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Runs to test (default: see --run).")] = ()
     run: Annotated[Place, Doc("The one run to test (default: WORK/runs/leo-Nway-Kshot).")] = None
-    features: Annotated[Place, Doc("Features to test on (default: WORK/features).")] = None
+    features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/eval/RUN).")] = None
     split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
-    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
+    ways: TestWays = None
     shots: Annotated[int | None, Ge(1), Doc("Support images of each class (K) (default: the run's, else 1).")] = None
     queries: Annotated[
         str,
@@ -612,9 +617,9 @@ class UncertaintyConfig:
         Outside(),
         Doc("The run to look at, and further ones that form an ensemble with it (default: WORK/runs/leo-5way-1shot)."),
     ] = ()
-    features: Annotated[Place, Doc("Features to test on (default: WORK/features).")] = None
+    features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/uncertainty/RUN).")] = None
-    ways: Annotated[int | None, Ge(2), Doc("Classes of an episode (N) (default: the run's).")] = None
+    ways: TestWays = None
     shots: Annotated[int | None, Ge(1), Doc("Support images of each class (K) (default: the run's).")] = None
     queries: Annotated[int, Ge(1), Doc("Query images of each class, and as many of outside classes.")] = 15
     episodes: Annotated[int, Ge(2), Doc("Number of meta-test episodes.")] = 2000
@@ -722,7 +727,7 @@ class RegressTrainConfig:
     clip_value: Annotated[float, Gt(0), Doc("Each entry of a gradient is clipped to ± this,")] = 1.0
     clip_norm: Annotated[float, Gt(0), Doc("then each gradient to this norm.")] = 1.0
     seed: Seed = 0
-    resume: Annotated[bool, Outside(), Doc("Go on from the last state that was kept.")] = True
+    resume: Resume = True
     work: Work = DEFAULT_WORK
     overwrite: Overwrite = False
 
@@ -768,7 +773,7 @@ class BenchPretrainConfig:
     """Options of `leokit bench pretrain`."""
 
     backbone: Annotated[str, Doc("As pretrain takes it.")] = PretrainConfig.backbone
-    image_size: Annotated[int | None, Ge(8), Doc("Side of the model's input in pixels (default: timm's).")] = None
+    image_size: ImageSize = None
     batch_size: Annotated[int, Ge(2), Doc("Images of a step.")] = 64
     dropout: Annotated[float, Ge(0), Lt(1), Doc("As pretrain takes it.")] = 0.0
     precision: Precision = "float32"
@@ -1004,6 +1009,11 @@ def run_name(config: MetaTrainConfig) -> str:
     suffix = f"-seed{config.seed}" if config.seed else ""
     suffix += "-trainval" if config.train_on_val else ""
     return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
+
+
+def default_run(work: Path, ways: int | None, shots: int | None) -> Path:
+    """The run that is taken where none is named: of variant `leo`, seed 0 and these ways and shots, else 5 and 1."""
+    return work / "runs" / run_name(MetaTrainConfig(ways=ways or 5, shots=shots or 1))
 
 
 def training_splits(config: MetaTrainConfig) -> tuple[str, ...]:

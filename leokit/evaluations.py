@@ -20,23 +20,14 @@ SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation.
+class Evaluation(manifest.Artifact):
+    """A finished evaluation, with the facts `run_config` (what the run was trained with) and `run_features` (id).
 
     Attributes:
-        folder: where it lies.
-        manifest: with the facts `run_config` (what the run was trained with) and `run_features` (id).
         summary: mean accuracies, paired differences, and what they are of; plain data.
     """
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """The evaluation's id."""
-        return self.manifest.id
 
     @property
     def variant(self) -> str:

@@ -77,6 +77,34 @@ class Manifest:
     info: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A finished artifact that was opened; its kinds add what they hold.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it is and was made from.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        """The artifact's id."""
+        return self.manifest.id
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What later stages check."""
+        return self.manifest.facts
+
+    @property
+    def input(self) -> Input:
+        """The artifact as an input of another one."""
+        return Input(self.id, str(self.folder))
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -41,6 +41,11 @@ def words(count: int, seed: int, purpose: str, *position: int) -> NDArray[np.uin
     return bits
 
 
+def torch_seed(seed: int, purpose: str, *position: int) -> int:
+    """A seed for torch's own generators, from 0 to 2⁶³ - 1, that depends on these arguments alone."""
+    return int(words(1, seed, purpose, *position)[0] >> np.uint64(1))
+
+
 def normals(bits: NDArray[np.int32], out: NDArray[np.float32]) -> None:
     """Standard normal draws, one for each 32 bits, by the Box-Muller transform in float32.
 

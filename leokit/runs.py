@@ -16,7 +16,7 @@ from torch import Tensor
 
 from leokit import manifest
 from leokit.config import MetaTrainConfig, build, identity
-from leokit.errors import ArtifactError
+from leokit.errors import ArtifactError, UsageError
 from leokit.features import FeatureStore
 
 SCHEMA = "leokit/run@1"
@@ -30,24 +30,15 @@ CENTRE = "centre"  # a tensor among the weights
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run: how it was trained and its best parameters, by name."""
+class Run(manifest.Artifact):
+    """A finished run: how it was trained and its best parameters, by name.
 
-    folder: Path
-    manifest: manifest.Manifest
+    Its facts are width and backbone of the features, and when the best weights were found.
+    """
+
     config: MetaTrainConfig
     parameters: dict[str, Tensor]
     centre: Tensor | None  # (D,): what features are centred on, where the run was trained on centred ones
-
-    @property
-    def id(self) -> str:
-        """The run's id."""
-        return self.manifest.id
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a later stage checks: width and backbone of the features, when the best weights were found."""
-        return self.manifest.facts
 
 
 def open_run(folder: Path) -> Run:
@@ -82,6 +73,16 @@ def check_same_backbone(run: Run, store: FeatureStore) -> None:
             f"The features {store.folder} ({store.id[:12]}) come from another backbone than those of the run "
             f"{run.folder} ({run.id[:12]}): {'; '.join(changes)}. Extract with the run's backbone, or train on these."
         )
+
+
+def check_ways(run: Run, ways: int) -> None:
+    """Check that a run can be used for episodes of so many classes: with a learned start only for as many as it has.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if run.config.variant == "meta-sgd" and ways != run.config.ways:
+        raise UsageError(f"--ways {ways}: {run.folder} is a meta-sgd run, tested at its own {run.config.ways} only.")
 
 
 # What two runs may differ in where one takes its number of steps from the other: it moves no best step, or by chance.

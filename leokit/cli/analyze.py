@@ -18,15 +18,11 @@ def command(config: AnalyzeConfig, output: Output) -> None:
     from leokit.stages import analyze
 
     if output.dry_run:
-        plan = analyze.dry_run(config)
-        rows = [
-            [key, ", ".join(value) if isinstance(value, (list, dict)) else str(value)] for key, value in plan.items()
-        ]
-        output.result(plan, [TableData("Would analyse", ["", ""], rows, numeric=False)])
+        output.plan(analyze.dry_run(config), "Would analyse")
         return
     with output.progress("Analysing") as progress:
         done = analyze.run(config, on_progress=progress, on_message=output.note)
-    data = {"out": str(done.folder), "id": done.manifest.id, **done.summary}
+    data = {"out": str(done.folder), "id": done.id, **done.summary}
     output.result(data, list(_tables(done.summary["runs"])), [*_sentences(done.summary), f"In {done.folder}."])
     output.next_command("leokit report")
 

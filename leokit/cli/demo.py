@@ -25,6 +25,6 @@ def command(config: DemoConfig, output: Output) -> None:
 
     with output.progress("Drawing") as progress:
         done = demo.run(config, on_progress=progress, on_message=output.note)
-    data = {"out": str(done.folder), "id": done.manifest.id, "classes": dict(counts), **done.manifest.facts}
+    data = {"out": str(done.folder), "id": done.id, "classes": dict(counts), **done.facts}
     output.result(data, [table], [f"In {done.folder}."])
     output.next_command(f"leokit extract {config.out} --image-size {config.size}")

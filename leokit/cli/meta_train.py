@@ -19,9 +19,7 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     from leokit.stages import meta_train
 
     if output.dry_run:
-        plan = meta_train.dry_run(config)
-        rows = [[key, str(value)] for key, value in plan.items()]
-        output.result(plan, [TableData("Would train", ["", ""], rows, numeric=False)])
+        output.plan(meta_train.dry_run(config), "Would train")
         return
     with output.progress("Meta-training") as progress:
         run = meta_train.run(config, on_progress=progress, on_message=output.note)

@@ -24,7 +24,7 @@ def train(config: RegressTrainConfig, output: Output) -> None:
     from leokit.stages.regress import train as stage
 
     if output.dry_run:
-        _plan(stage.dry_run(config), "Would train", output)
+        output.plan(stage.dry_run(config), "Would train")
         return
     with output.progress("Meta-training") as progress:
         model = stage.run(config, on_progress=progress, on_message=output.note)
@@ -51,7 +51,7 @@ def draw(config: RegressPlotConfig, output: Output) -> None:
     from leokit.stages.regress import plot as stage
 
     if output.dry_run:
-        _plan(stage.dry_run(config), "Would draw", output)
+        output.plan(stage.dry_run(config), "Would draw")
         return
     with output.progress("Drawing") as progress:
         done = stage.run(config, on_progress=progress, on_message=output.note)
@@ -60,7 +60,7 @@ def draw(config: RegressPlotConfig, output: Output) -> None:
         for letter, entry in zip("abcd", done.panels, strict=True)
     ]
     columns = ["panel", "task", "is a", "sampled sines (%)", "exactly (%)"]
-    data = {"out": str(done.folder), "id": done.manifest.id, "panels": done.panels}
+    data = {"out": str(done.folder), "id": done.id, "panels": done.panels}
     output.result(data, [TableData("Panels", columns, rows, numeric=False)], [f"In {done.folder / stage.FIGURE}."])
 
 
@@ -72,7 +72,7 @@ def evaluate(config: RegressEvalConfig, output: Output) -> None:
     from leokit.stages.regress import evaluate as stage
 
     if output.dry_run:
-        _plan(stage.dry_run(config), "Would measure", output)
+        output.plan(stage.dry_run(config), "Would measure")
         return
     with output.progress("Measuring") as progress:
         done = stage.run(config, on_progress=progress, on_message=output.note)
@@ -85,12 +85,7 @@ def evaluate(config: RegressEvalConfig, output: Output) -> None:
         f"({summary['noise_standard_deviation']}, root mean square); half of them are within {far['median']:.3f}.",
         f"In {done.folder}.",
     ]
-    output.result({"out": str(done.folder), "id": done.manifest.id, **summary}, tables, sentences)
-
-
-def _plan(plan: dict[str, Any], title: str, output: Output) -> None:
-    rows = [[key, str(value)] for key, value in plan.items()]
-    output.result(plan, [TableData(title, ["", ""], rows, numeric=False)])
+    output.result({"out": str(done.folder), "id": done.id, **summary}, tables, sentences)
 
 
 def _percent_of(entry: dict[str, Any]) -> str:

@@ -62,6 +62,11 @@ class Output:
         """Tell what to run next."""
         self.note(f"Next: {command}")
 
+    def plan(self, data: dict[str, Any], title: str) -> None:
+        """Print what would be done, in the form of `result`: a row for each key, of several values their list."""
+        rows = [[key, ", ".join(map(str, v)) if isinstance(v, list | dict) else str(v)] for key, v in data.items()]
+        self.result(data, [TableData(title, ["", ""], rows, numeric=False)])
+
     def result(self, data: dict[str, Any], tables: Sequence["TableData"], sentences: Sequence[str] = ()) -> None:
         """Print a result: as JSON where asked for, else as tables with sentences below."""
         if self.json:

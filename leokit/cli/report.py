@@ -15,9 +15,7 @@ def command(config: ReportConfig, output: Output) -> None:
     from leokit.stages import report
 
     if output.dry_run:
-        plan = report.dry_run(config)
-        rows = [[key, ", ".join(value) if isinstance(value, list) else value] for key, value in plan.items()]
-        output.result(plan, [TableData("Would write", ["", ""], rows, numeric=False)])
+        output.plan(report.dry_run(config), "Would write")
         return
     with output.progress("Drawing") as progress:
         done = report.run(config, on_progress=progress, on_message=output.note)

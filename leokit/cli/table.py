@@ -25,7 +25,7 @@ def command(config: TableConfig, output: Output) -> None:
         name.replace(" ± ", " ±\n").replace(" over ", " over\n").replace("sd ", "sd\n") for name in paper_table.header()
     ]
     rows = [paper_table.cells(row) for row in content["rows"]]
-    data = {"out": str(made.folder), "id": made.manifest.id, **content}
+    data = {"out": str(made.folder), "id": made.id, **content}
     table = TableData(paper_table.title(content), columns, rows)
     sources = [f"{name}: {cite}." for name, cite in content["sources"].items()]
     output.result(data, [table], [*content["sentences"], *sources, f"In {made.folder}."])

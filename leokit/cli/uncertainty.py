@@ -28,8 +28,7 @@ def command(config: UncertaintyConfig, output: Output) -> None:
     from leokit.stages import uncertainty
 
     if output.dry_run:
-        planned = uncertainty.dry_run(config)
-        output.result(planned, [TableData("Would measure", ["", ""], [[k, _text(v)] for k, v in planned.items()])])
+        output.plan(uncertainty.dry_run(config), "Would measure")
         return
     with output.progress("Predicting") as progress:
         found = uncertainty.run(config, on_progress=progress, on_message=output.note)
@@ -37,10 +36,6 @@ def command(config: UncertaintyConfig, output: Output) -> None:
     sentences = [*_sentences(summary), seen_in_words(summary), f"In {found.folder}."]
     output.result({"out": str(found.folder), "id": found.id, **summary}, list(_tables(summary)), sentences)
     output.next_command("leokit report")
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _tables(summary: dict[str, Any]) -> Iterator[TableData]:

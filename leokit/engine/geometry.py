@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leokit.engine.scoring import one_thread
+from leokit.engine.scoring import blocks_of, one_thread
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 from leokit.leo.curvature import hessian_eigenvalues
 from leokit.leo.learners import Learner, Path, Tensors
@@ -117,8 +117,7 @@ def _in_blocks(
     size = max(1, _BLOCK_ELEMENTS // largest)
     parts = []
     with one_thread() if features.rows.device.type == "cpu" else nullcontext(), torch.inference_mode():
-        for start in range(0, episodes, size):
-            numbers = range(start, min(start + size, episodes))
+        for numbers in blocks_of(size, episodes):
             rows = sampler.draw(numbers, shots=subject.shots, queries=1)
             support = features.take(rows.support)
             parts.append(measure(rows.classes, support, subject.learner.path(subject.tensors, support, numbers)))

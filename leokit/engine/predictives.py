@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leokit import randomness
 from leokit.calibration import Floats
-from leokit.engine.scoring import one_thread
+from leokit.engine.scoring import blocks_of, one_thread
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 
 Classifiers = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers -> weights (S, B, N, D)
@@ -90,7 +90,7 @@ def predict_episodes(
     """
     members = [member for of_one in predictives.values() for member in of_one]
     size = max(1, _BLOCK_ELEMENTS // max(m.samples * sampler.ways * m.features.dim for m in members))
-    blocks = [range(start, min(start + size, episodes)) for start in range(0, episodes, size)]
+    blocks = blocks_of(size, episodes)
     options = (predictives, sampler, shots, queries, outside, noise)
     parallel = Parallel(max(1, workers), backend="threading", batch_size=1, return_as="generator")
     parts = []

@@ -274,8 +274,12 @@ class Trainer:
         precision = self.config.precision
         return nullcontext() if precision == "float32" else torch.autocast(self.device.type, getattr(torch, precision))
 
-    def _seeded(self, part: int) -> "_Seeded":
-        return _Seeded(self.config.seed, self.progress.step, part, self.device)
+    @contextmanager
+    def _seeded(self, part: int) -> Iterator[None]:
+        """Within it, torch's own generators depend on seed and step alone: dropout draws from them."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(randomness.torch_seed(self.config.seed, "dropout", self.progress.step, part))
+            yield
 
     @property
     def epoch(self) -> int:
@@ -453,22 +457,6 @@ class Trainer:
         if self.place.size == 1:
             return stop
         return self.progress.step % _AGREE_EVERY == 0 and any(self.job.gather(stop))
-
-
-class _Seeded:
-    """Within it, torch's own generators depend on seed and step alone: dropout draws from them."""
-
-    def __init__(self, seed: int, step: int, part: int, device: torch.device) -> None:
-        self._seed = int(randomness.words(1, seed, "dropout", step, part)[0] >> np.uint64(1))
-        devices = [device] if device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=devices, enabled=True)
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
 
 
 @contextmanager

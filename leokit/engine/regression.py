@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -234,8 +233,8 @@ def test_tasks(numbers: list[int], *, seed: int, shots: int, queries: int) -> Ta
 
 def find_ambiguous(
     wanted: int, *, seed: int, shots: int, least: float, most: int, on_progress: Callable[[int, int], None]
-) -> tuple[list[int], Floats]:
-    """The first test tasks whose points fit both families, by the exact posterior.
+) -> list[int]:
+    """The numbers of the first test tasks whose points fit both families, by the exact posterior.
 
     Args:
         wanted: how many.
@@ -246,18 +245,16 @@ def find_ambiguous(
         on_progress: called with the number found and wanted.
 
     Returns:
-        Their numbers, and the probabilities of a sine; fewer than wanted where not enough were found.
+        Fewer than wanted where not enough were found.
     """
     numbers: list[int] = []
-    found: list[float] = []
     for start in range(0, most, _SCANNED):
         block = list(range(start, start + _SCANNED))
         tasks = test_tasks(block, seed=seed, shots=shots, queries=0)
         for number, probability in zip(block, sine_probabilities(tasks).tolist(), strict=True):
             if least <= probability <= 1 - least and len(numbers) < wanted:
                 numbers.append(number)
-                found.append(probability)
         on_progress(len(numbers), wanted)
         if len(numbers) == wanted:
             break
-    return numbers, np.array(found)
+    return numbers

@@ -135,8 +135,12 @@ def one_thread() -> Iterator[None]:
 
 
 def _blocks(ways: int, shots: int, queries: int | None, dim: int, episodes: int) -> list[range]:
-    block = block_size(ways, shots, queries, dim)
-    return [range(start, min(start + block, episodes)) for start in range(0, episodes, block)]
+    return blocks_of(block_size(ways, shots, queries, dim), episodes)
+
+
+def blocks_of(size: int, episodes: int) -> list[range]:
+    """The numbers of episodes 0 … `episodes` - 1 in blocks of a size, the last one of what is left."""
+    return [range(start, min(start + size, episodes)) for start in range(0, episodes, size)]
 
 
 def block_size(ways: int, shots: int, queries: int | None, dim: int) -> int:

@@ -49,18 +49,15 @@ class _Group:
     metadata: Any  # of the file
 
 
-class FeatureStore:
+class FeatureStore(manifest.Artifact):
     """A finished feature artifact, opened for reading; its files' footers are read, and no more.
 
-    Attributes:
-        folder: where it lies.
-        manifest: what it is and was made from.
+    Its facts are those of `leokit.features.facts_of`.
     """
 
     def __init__(self, folder: Path, checked: manifest.Manifest) -> None:
         """Index a store whose files were already checked against the manifest; `open` is the way from outside."""
-        self.folder = folder
-        self.manifest = checked
+        super().__init__(folder, checked)
         try:
             self._groups = _index(folder, checked)
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
@@ -82,16 +79,6 @@ class FeatureStore:
             checked = _of_splits(checked, splits)
         manifest.check_files(folder, checked)
         return cls(folder, checked)
-
-    @property
-    def id(self) -> str:
-        """The id of the artifact."""
-        return self.manifest.id
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What later stages check, see `leokit.features.facts_of`."""
-        return self.manifest.facts
 
     @property
     def splits(self) -> list[str]:

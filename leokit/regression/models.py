@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from leokit import manifest
 from leokit.config import RegressTrainConfig, build
-from leokit.manifest import Input, Manifest
 from leokit.runs import WEIGHTS, load_parameters
 
 SCHEMA = "leokit/regression@1"
@@ -17,28 +15,11 @@ EVAL_SCHEMA = "leokit/regression-eval@1"
 
 
 @dataclass(frozen=True)
-class RegressionModel:
+class RegressionModel(manifest.Artifact):
     """A finished model: how it was trained, and its tensors by name."""
 
-    folder: Path
-    manifest: Manifest
     config: RegressTrainConfig
     tensors: dict[str, Tensor]
-
-    @property
-    def id(self) -> str:
-        """The model's id."""
-        return self.manifest.id
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What later stages check."""
-        return self.manifest.facts
-
-    @property
-    def input(self) -> Input:
-        """The model as an input of another artifact."""
-        return Input(self.id, str(self.folder))
 
 
 def open_regression(folder: Path) -> RegressionModel:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from leokit import manifest
-from leokit.config import AnalyzeConfig, MetaTrainConfig, identity, run_name
+from leokit.config import AnalyzeConfig, default_run, identity, run_name
 from leokit.devices import resolve_device
 from leokit.engine.describing import (
     DEFINITIONS,
@@ -29,7 +29,7 @@ from leokit.leo.curvature import decoder_singular_values
 from leokit.leo.learners import LatentLearner, make_learner
 from leokit.projection import principal_components, tsne
 from leokit.provenance import information
-from leokit.runs import Run, check_same_backbone, open_run
+from leokit.runs import Run, check_same_backbone, check_ways, open_run
 from leokit.splits import classes_seen
 from leokit.tables import write_table
 
@@ -43,11 +43,9 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(manifest.Artifact):
     """A finished analysis; the summary is plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
 
 
@@ -115,8 +113,8 @@ def run(
     started = time.perf_counter()
     plan = _open(config)
     folder = plan.folder
-    inputs = {entry.label: manifest.Input(entry.trained.id, str(entry.trained.folder)) for entry in plan.entries}
-    inputs["features"] = manifest.Input(plan.store.id, str(plan.store.folder))
+    inputs = {entry.label: entry.trained.input for entry in plan.entries}
+    inputs["features"] = plan.store.input
     identified = _identified(plan)
     with manifest.locked(folder):
         finished = manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite)
@@ -165,8 +163,7 @@ def _identified(plan: _Plan) -> dict[str, Any]:
 def _open(config: AnalyzeConfig) -> _Plan:
     """The inputs, after all checks that need no computation."""
     device = resolve_device(config.device)
-    sizes = MetaTrainConfig(ways=config.ways or 5, shots=config.shots or 1)
-    folders = config.runs or (config.work / "runs" / run_name(sizes),)
+    folders = config.runs or (default_run(config.work, config.ways, config.shots),)
     trained = list({found.id: found for found in map(open_run, folders)}.values())
     store = FeatureStore.open(config.features or config.work / "features")
     entries = []
@@ -175,10 +172,7 @@ def _open(config: AnalyzeConfig) -> _Plan:
         entry = _Entry(
             _label(found, trained), found, config.ways or found.config.ways, config.shots or found.config.shots
         )
-        if found.config.variant == "meta-sgd" and entry.ways != found.config.ways:
-            raise UsageError(
-                f"--ways {entry.ways}: {found.folder} is a meta-sgd run, tested at its own {found.config.ways} only."
-            )
+        check_ways(found, entry.ways)
         for split in ("val", "test") if entry.codes_move else ("test",):
             classes, counts = store.classes(split), store.counts(split)
             require_enough(

@@ -5,7 +5,6 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from leokit import manifest
 from leokit.config import DemoConfig, default_workers, identity
@@ -17,11 +16,9 @@ SPLITS = "splits.csv"
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(manifest.Artifact):
     """A finished demo tree."""
 
-    folder: Path
-    manifest: manifest.Manifest
     classes: dict[str, str]  # name → split
 
 

@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 
 from leokit import manifest
 from leokit.baselines import class_mean, fit_logistic, ridge_regression
-from leokit.config import EvalConfig, MetaTrainConfig, default_workers, identity, read_methods, run_name
+from leokit.config import EvalConfig, default_run, default_workers, identity, read_methods
 from leokit.devices import resolve_device
 from leokit.engine.scoring import Classifier, Fit, score, score_fits
 from leokit.engine.training import classifier
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Types, query_count, require_enough, types_of
-from leokit.errors import UsageError
 from leokit.evaluations import EPISODES, SCHEMA, SUMMARY, Evaluation, open_evaluation
 from leokit.features import FeatureStore
 from leokit.leo.learners import make_learner
 from leokit.metrics import Interval, mean_interval, paired_difference
 from leokit.provenance import information
-from leokit.runs import Run, check_same_backbone, open_run
+from leokit.runs import Run, check_same_backbone, check_ways, open_run
 from leokit.splits import classes_seen
 from leokit.tables import write_table
 
@@ -109,12 +108,6 @@ class _Test:
         return types_of(self.trained.config)
 
 
-def default_run(config: EvalConfig) -> Path:
-    """Which run is tested: `--run`, else that of variant `leo`, seed 0 and these ways and shots."""
-    sizes = MetaTrainConfig(ways=config.ways or 5, shots=config.shots or 1)
-    return config.run or config.work / "runs" / run_name(sizes)
-
-
 def run(
     config: EvalConfig,
     *,
@@ -140,8 +133,8 @@ def run(
     shared = shared or Shared()
     test = _open(config, shared)
     inputs = {
-        "run": manifest.Input(test.trained.id, str(test.trained.folder)),
-        "features": manifest.Input(test.store.id, str(test.store.folder)),
+        "run": test.trained.input,
+        "features": test.store.input,
     }
     identified, folder = identity(test.config), test.folder
     with manifest.locked(folder):
@@ -195,16 +188,14 @@ def dry_run(config: EvalConfig, shared: Shared | None = None) -> dict[str, Any]:
 def _open(config: EvalConfig, shared: Shared) -> _Test:
     """The inputs of a test, after all checks that need no computation."""
     device = resolve_device(config.device)
-    trained = open_run(default_run(config))
-    config = replace(config, ways=config.ways or trained.config.ways, shots=config.shots or trained.config.shots)
+    trained = open_run(config.run or default_run(config.work, config.ways, config.shots))
+    ways = config.ways or trained.config.ways
+    config = replace(config, ways=ways, shots=config.shots or trained.config.shots)
     store = shared.store(config.features or config.work / "features")
     check_same_backbone(trained, store)
     queries = _check(config, store)
     read_methods(config.methods)
-    if trained.config.variant == "meta-sgd" and config.ways != trained.config.ways:
-        raise UsageError(
-            f"--ways {config.ways}: {trained.folder} is a meta-sgd run, tested at its own {trained.config.ways} only."
-        )
+    check_ways(trained, ways)
     folder = config.out or config.work / "eval" / _name(config, trained)
     return _Test(config, trained, store, device, queries, folder)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from leokit import manifest
@@ -30,11 +29,9 @@ Row = dict[
 
 
 @dataclass(frozen=True)
-class PaperTable:
+class PaperTable(manifest.Artifact):
     """A finished table: its rows and the sentences below it, as plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     content: dict[str, Any]
 
 
@@ -51,7 +48,7 @@ def run(config: TableConfig, *, on_message: Callable[[str], None] | None = None)
     started = time.perf_counter()
     chosen = choose(config, on_message)
     folder = config.out or config.work / "tables" / f"table{config.number}"
-    inputs = {f"eval {entry.id[:12]}": manifest.Input(entry.id, str(entry.folder)) for entry in chosen}
+    inputs = {f"eval {entry.id[:12]}": entry.input for entry in chosen}
     identified = identity(config)
     names = {kind: f"table{config.number}.{kind}" for kind in ("md", "csv", "json")}
     with manifest.locked(folder):

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -290,7 +290,7 @@ class _Training:
                 trainer.unpack(*state)
                 self.on_message(f"Going on from step {trainer.progress.step}, in epoch {trainer.epoch + 1}.")
             begun, since = trainer.progress.step, time.perf_counter()
-            with _log(self, trainer) if first else _no_log() as report:
+            with _log(self, trainer) if first else nullcontext(lambda line: None) as report:
                 self._epochs(trainer, held_out, val, report, stopped)
             images = (trainer.progress.step - begun) * config.batch_size
             if first:
@@ -534,11 +534,6 @@ def _log(training: _Training, trainer: Trainer) -> AbstractContextManager[Callab
     return logged(folder / METRICS, lines, draw)
 
 
-@contextmanager
-def _no_log() -> Iterator[Callable[[dict[str, Any]], None]]:
-    yield lambda line: None
-
-
 def _silent(message: str) -> None:
     """Take a message and say nothing."""
 
@@ -548,14 +543,13 @@ def _best_text(accuracy: float) -> str:
 
 
 def _network(config: PretrainConfig, classes: int) -> Heads:
-    seed = int(randomness.words(1, config.seed, "backbone")[0] >> np.uint64(1))
     return new_network(
         config.backbone,
         classes,
         image_size=config.image_size,
         dropout=config.dropout,
         rotation=config.rotation_weight > 0,
-        seed=seed,
+        seed=randomness.torch_seed(config.seed, "backbone"),
     )
 
 

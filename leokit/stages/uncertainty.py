@@ -16,7 +16,7 @@ from leokit import calibration, manifest, randomness
 from leokit.assessment import Assessment, Truth, assess, open_set, prediction_sets
 from leokit.baselines import class_mean, logistic_regression
 from leokit.calibration import Floats
-from leokit.config import MetaTrainConfig, UncertaintyConfig, default_workers, identity, read_numbers, run_name
+from leokit.config import UncertaintyConfig, default_run, default_workers, identity, read_numbers
 from leokit.devices import resolve_device
 from leokit.engine.predictives import Answers, Episodes, Member, Predicted, can_mislabel, predict_episodes
 from leokit.engine.training import classifier
@@ -26,7 +26,7 @@ from leokit.features import FeatureStore
 from leokit.figures.uncertainty import draw_open_set, draw_reliability, draw_risk_coverage, draw_shots
 from leokit.leo.learners import Learner, Tensors, make_learner
 from leokit.provenance import information
-from leokit.runs import Run, check_same_backbone, open_run
+from leokit.runs import Run, check_same_backbone, check_ways, open_run
 from leokit.splits import classes_seen
 from leokit.tables import Categories, write_table
 
@@ -48,17 +48,10 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Uncertainty:
-    """A finished study of uncertainty."""
+class Uncertainty(manifest.Artifact):
+    """A finished study of uncertainty; the summary is plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """The artifact's id."""
-        return self.manifest.id
 
 
 @dataclass(frozen=True)
@@ -130,8 +123,8 @@ def run(
     started = time.perf_counter()
     study = _open(config)
     tell = on_message or (lambda text: None)
-    inputs = {f"run{index or ''}": manifest.Input(each.id, str(each.folder)) for index, each in enumerate(study.runs)}
-    inputs["features"] = manifest.Input(study.store.id, str(study.store.folder))
+    inputs = {f"run{index or ''}": each.input for index, each in enumerate(study.runs)}
+    inputs["features"] = study.store.input
     identified, folder = identity(study.config), study.folder
     with manifest.locked(folder):
         if manifest.begin(folder, SCHEMA, identified, inputs, overwrite=config.overwrite):
@@ -180,16 +173,15 @@ def dry_run(config: UncertaintyConfig) -> dict[str, Any]:
 
 def _open(config: UncertaintyConfig) -> _Study:
     device = resolve_device(config.device)
-    default = config.work / "runs" / run_name(MetaTrainConfig(ways=config.ways or 5, shots=config.shots or 1))
-    runs = tuple(open_run(folder) for folder in config.runs or (default,))
+    folders = config.runs or (default_run(config.work, config.ways, config.shots),)
+    runs = tuple(map(open_run, folders))
     first = runs[0].config
     config = replace(config, ways=config.ways or first.ways, shots=config.shots or first.shots)
     assert config.ways and config.shots
     store = FeatureStore.open(config.features or config.work / "features")
     for each in runs:
         check_same_backbone(each, store)
-        if each.config.variant == "meta-sgd" and each.config.ways != config.ways:
-            raise UsageError(f"--ways {config.ways}: {each.folder} is a meta-sgd run, of {each.config.ways} ways only.")
+        check_ways(each, config.ways)
     if len({each.id for each in runs}) < len(runs):
         raise UsageError("A run is named twice: the runs of an ensemble differ, in their seed as a rule.")
     curve = read_numbers("--curve-shots", config.curve_shots, int, 1, 1000)

@@ -69,6 +69,12 @@ CHAIN = ("--val-episodes", 20, "--val-queries", 3, "--queries", 3, "--steps", 3)
 TEST = ("eval", "--episodes", 20, "--queries", 3)
 
 
+def reported(leokit, folder):
+    """The text of the report of the work folder."""
+    leokit("report", "--format", "markdown")
+    return " ".join((folder / "leokit-work/report.md").read_text().split())
+
+
 def test_the_whole_chain_knows_that_no_test_class_was_seen(leokit, images, tmp_path):
     done = leokit(*TRAIN)
     assert "6 classes" in done.stdout
@@ -92,6 +98,7 @@ def test_the_whole_chain_knows_that_no_test_class_was_seen(leokit, images, tmp_p
     assert store.facts["backbone"]["preprocessing"]["image_size"] == 16
     leokit("meta-train", *CHAIN)
     assert "has seen 0 of the 5 test classes" in " ".join(leokit(*TEST).stdout.split())
+    assert "has seen 0 of the 5 test classes" in reported(leokit, tmp_path)
     leokit("verify", folder, store.folder)
     assert "Already done" in leokit(*TRAIN).stderr
 
@@ -113,6 +120,7 @@ def test_other_backbones_say_what_they_have_seen(leokit, images, tmp_path, optio
     assert said in " ".join(extracted.stdout.split())
     leokit("meta-train", *CHAIN)
     assert said in " ".join(leokit(*TEST).stdout.split())
+    assert said in reported(leokit, tmp_path)
 
 
 def test_trained_on_train_and_val(leokit, images, tmp_path):
@@ -126,6 +134,7 @@ def test_trained_on_train_and_val(leokit, images, tmp_path):
     trained = leokit("meta-train", *CHAIN)
     assert "has seen 5 of the 5 val classes" in " ".join(trained.stderr.split())
     assert "has seen 0 of the 5 test classes" in " ".join(leokit(*TEST).stdout.split())
+    assert "has seen 0 of the 5 test classes" in reported(leokit, tmp_path)
 
 
 def test_killed_and_restarted_equals_uninterrupted(leokit, images, tmp_path):

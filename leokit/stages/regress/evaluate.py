@@ -36,11 +36,9 @@ _ALT = {
 
 
 @dataclass(frozen=True)
-class RegressionEvaluation:
-    """A finished evaluation: its place, manifest and summary (plain data)."""
+class RegressionEvaluation(manifest.Artifact):
+    """A finished evaluation; the summary is plain data."""
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
 
 
@@ -86,7 +84,7 @@ def run(
             on_message(manifest.already_done(folder))
             return RegressionEvaluation(folder, finished, json.loads((folder / SUMMARY).read_bytes()))
         drawn = _measure(config, model, list(range(config.tasks)), "tasks", on_progress)
-        unclear, _ = find_ambiguous(
+        unclear = find_ambiguous(
             config.ambiguous,
             seed=config.seed,
             shots=model.config.shots,

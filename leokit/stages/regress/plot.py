@@ -26,11 +26,9 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class RegressionPlot:
-    """A finished figure: its place, manifest, and what its panels show (plain data)."""
+class RegressionPlot(manifest.Artifact):
+    """A finished figure, with what its panels show (plain data)."""
 
-    folder: Path
-    manifest: manifest.Manifest
     panels: list[dict[str, Any]]
 
 
