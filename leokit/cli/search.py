@@ -23,11 +23,7 @@ def command(config: SearchConfig, output: Output) -> None:
     from leokit.stages import search
 
     if output.dry_run:
-        plan = search.dry_run(config)
-        rows = [
-            [key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)] for key, value in plan.items()
-        ]
-        output.result(plan, [TableData("Would search", ["", ""], rows, numeric=False)])
+        output.plan(search.dry_run(config), "Would search")
         return
     if config.only:
         with output.progress("Training") as progress:
@@ -39,7 +35,7 @@ def command(config: SearchConfig, output: Output) -> None:
         return
     with output.progress("Searching") as progress:
         done = search.run(config, on_progress=progress, on_message=output.note)
-    data = {"out": str(done.folder), "id": done.manifest.id, **done.summary}
+    data = {"out": str(done.folder), "id": done.id, **done.summary}
     output.result(data, [_table(done.summary)], list(_sentences(done)))
     output.next_command(f"leokit meta-train --config {done.folder / search.BEST} --out RUN")
 

@@ -65,17 +65,13 @@ Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(manifest.Artifact):
     """A finished search.
 
     Attributes:
-        folder: where it lies.
-        manifest: what it is and was made from.
         summary: counts, the best trials, and how the best compares with the preset.
     """
 
-    folder: Path
-    manifest: manifest.Manifest
     summary: dict[str, Any]
 
 
@@ -313,7 +309,7 @@ def _identity(plan: _Plan) -> dict[str, Any]:
 
 
 def _inputs(plan: _Plan) -> dict[str, manifest.Input]:
-    return {"features": manifest.Input(plan.store.id, str(plan.store.folder))}
+    return {"features": plan.store.input}
 
 
 def _begin(plan: _Plan) -> manifest.Manifest | None:
