@@ -46,7 +46,7 @@ SIZE = {
     "VARIANTS": "leo",
     "SHOTS": "1",
     "SEEDS": "0 1",
-    "TRIALS": "3",
+    "TRIALS": "2",
     "SEARCH_STEPS": "20",
     "TASKS": "2",
     "STEPS": "20",
@@ -56,6 +56,9 @@ SIZE = {
     "METHODS": "class-mean",
     "LEOKIT_VAL_EPISODES": "20",
     "LEOKIT_FRESH_EPISODES": "20",
+    "LEOKIT_META_BATCH": "4",
+    "LEOKIT_INNER_STEPS": "1",
+    "LEOKIT_FINETUNING_STEPS": "1",
 }
 
 
