@@ -809,6 +809,9 @@ class BenchSearchConfig:
     jobs: Annotated[str, Doc("Numbers of trials at a time, with commas.")] = "1,2"
     shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
     seconds: Annotated[float, Gt(0), Doc("How long each trial is trained.")] = 20.0
+    zeros: Annotated[
+        bool, Doc("Rows of zeros in a file with holes, which takes no disk and no time: for memory and steps alone.")
+    ] = False
     folder: Annotated[Place, Doc("Where to make the files, for as long as this takes (default: temporary files').")] = (
         None
     )

@@ -105,7 +105,7 @@ def search(config: BenchSearchConfig, output: Output) -> None:
 
     rows = config.classes * config.per_class
     if output.dry_run:
-        wide = config.dim * (2 + (2 if config.dtype == "float16" else 4))
+        wide = 0 if config.zeros else config.dim * (2 + (2 if config.dtype == "float16" else 4))
         output.result({"bytes": rows * wide}, [], [f"Would take {rows * wide / 1e9:.2f} GB of disk for {rows} rows."])
         return
     found = bench_search.run(config)
@@ -121,13 +121,17 @@ def search(config: BenchSearchConfig, output: Output) -> None:
     columns = ["trials", "memory, MB", "steps/s\nof each", "s to read\nall rows"]
     growth, size = found["growth_per_trial"], found["bytes_of_rows"]
     spent = found["seconds"]
-    sentences = [
-        f"{rows:,} x {config.dim} of {config.classes:,} classes: store {found['bytes_of_store'] / 1e9:.2f} GB, "
-        f"written in {spent['write']:.0f} s, opened with its hashes checked in {spent['open']:.1f} s; unit rows "
-        f"{size / 1e9:.2f} GB, made in {spent['rows']:.0f} s.",
-        f"From the disk, nothing of the rows in memory: {found['cold']['first_second']} steps in the first second, "
-        f"{found['cold']['steps_per_second']:.1f}/s over {config.seconds:.0f} s.",
-    ]
+    sentences = [f"{rows:,} x {config.dim} of {config.classes:,} classes: unit rows {size / 1e9:.2f} GB."]
+    if spent:
+        parts = ", ".join(
+            f"{part} {wall:.0f} s ({worked:.0f} of the processor)" for part, (wall, worked) in spent.items()
+        )
+        sentences.append(f"Store {found['bytes_of_store'] / 1e9:.2f} GB: {parts}.")
+        sentences.append(
+            f"From the disk, nothing of the rows in memory: {found['cold']['first_second']} steps in the first second, "
+            f"{found['cold']['steps_per_second']:.1f}/s over {config.seconds:.0f} s."
+        )
+    sentences.append(f"{found['steps_per_processor_second']:.1f} steps to a second of the processor, at best.")
     if growth is not None:
         sentences.append(
             f"A further trial takes {growth / 1e6:.0f} MB, {100 * growth / size:.1f} % of the size of the rows."

@@ -35,22 +35,18 @@ def run(config: BenchSearchConfig) -> dict[str, Any]:
     as 1/n in each, so that sums are what is really taken; None without /proc.
 
     Returns:
-        Sizes in bytes, seconds of each part, and for each number of trials steps/s of one and memory of all.
+        Sizes in bytes, seconds of each part and of the processor, and for each number of trials steps/s of one and
+        memory of all. The best rate to a second of the processor says what a core does that has nothing else to do.
     """
     jobs = read_numbers("--jobs", config.jobs, int, 1, 1024)
     with tempfile.TemporaryDirectory(prefix="leokit-bench-", dir=config.folder) as name:
         folder = Path(name)
-        features = folder / "features"
-        seconds = {"write": _timed(lambda: _make_store(config, features))}
-        seconds["open"] = _timed(lambda: FeatureStore.open(features, ("train",)))
         trial = _trial(config)
-        rows = MappedRows(features, folder / "rows", types_of(trial))
-        seconds["rows"] = _timed(lambda: rows.make("train"))
-        path = rows.make("train")
+        seconds, rows, path = _make(config, trial, folder)
         _forget(path)
         cold = _together(trial, rows, 1, config.seconds, folder / "cold", touch=False)[0]
         warm = {count: _together(trial, rows, count, config.seconds, folder / f"jobs-{count}") for count in jobs}
-        size = {"store": _size(features), "rows": path.stat().st_size}
+        size = {"store": 0 if config.zeros else _size(folder / "features"), "rows": path.stat().st_size}
     close_files()
     return {
         "rows": config.classes * config.per_class,
@@ -60,6 +56,7 @@ def run(config: BenchSearchConfig) -> dict[str, Any]:
         "bytes_of_rows": size["rows"],
         "seconds": seconds,
         "cold": {"steps_per_second": cold.steps_per_second, "first_second": cold.first_second},
+        "steps_per_processor_second": max(member.per_processor_second for each in warm.values() for member in each),
         "together": [_summary(count, members) for count, members in warm.items()],
         "growth_per_trial": _growth(warm),
     }
@@ -70,9 +67,44 @@ class _Member:
     """What one of several trials at a time measured of itself."""
 
     steps_per_second: float
+    per_processor_second: float
     first_second: int  # steps in the first second of training
     touched_seconds: float  # to read all rows once
     memory: int | None  # PSS in bytes, while all are there
+
+
+@dataclass(frozen=True)
+class _Zeros:
+    """Rows of zeros, mapped from a file with holes."""
+
+    path: Path
+    config: BenchSearchConfig
+
+    def matrix(self, split: str, device: torch.device) -> FeatureMatrix:
+        """As that of `MappedRows`."""
+        rows = torch.from_numpy(np.load(self.path, mmap_mode="c")).to(device)
+        offsets = np.arange(self.config.classes + 1) * self.config.per_class
+        return FeatureMatrix.of_rows(rows, [str(number) for number in range(self.config.classes)], offsets)
+
+
+Rows = MappedRows | _Zeros
+
+
+def _make(
+    config: BenchSearchConfig, trial: MetaTrainConfig, folder: Path
+) -> tuple[dict[str, tuple[float, float]], Rows, Path]:
+    """Seconds of each part, the rows, and their file."""
+    if config.zeros:
+        path = folder / "zeros.npy"
+        shape = (config.classes * config.per_class, config.dim)
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(config.dtype), shape=shape)
+        return {}, _Zeros(path, config), path
+    features = folder / "features"
+    seconds = {"write": _timed(lambda: _make_store(config, features))}
+    seconds["open"] = _timed(lambda: FeatureStore.open(features, ("train",)))
+    rows = MappedRows(features, folder / "rows", types_of(trial))
+    seconds["rows"] = _timed(lambda: rows.make("train"))
+    return seconds, rows, rows.make("train")
 
 
 def _trial(config: BenchSearchConfig) -> MetaTrainConfig:
@@ -106,7 +138,7 @@ def _make_store(config: BenchSearchConfig, folder: Path) -> None:
 
 
 def _together(
-    trial: MetaTrainConfig, rows: MappedRows, count: int, seconds: float, folder: Path, *, touch: bool = True
+    trial: MetaTrainConfig, rows: Rows, count: int, seconds: float, folder: Path, *, touch: bool = True
 ) -> list[_Member]:
     folder.mkdir()
     members = (delayed(_member)(trial, rows, number, count, seconds, folder, touch) for number in range(count))
@@ -115,7 +147,7 @@ def _together(
 
 
 def _member(
-    trial: MetaTrainConfig, rows: MappedRows, number: int, count: int, seconds: float, folder: Path, touch: bool
+    trial: MetaTrainConfig, rows: Rows, number: int, count: int, seconds: float, folder: Path, touch: bool
 ) -> _Member:
     """Train for a while beside the others, and measure the memory while all are there."""
     with one_thread():
@@ -129,15 +161,15 @@ def _member(
             for _ in range(3):
                 steps.take(state)
         _wait_for_all("ready", number, count, folder)
-        first, begun, started = 0, state.step, time.perf_counter()
+        first, begun, started, worked = 0, state.step, time.perf_counter(), time.thread_time()
         while (spent := time.perf_counter() - started) < seconds:
             steps.take(state)
             first += spent < 1
-        rate = (state.step - begun) / spent
+        rate, of_processor = ((state.step - begun) / each for each in (spent, time.thread_time() - worked))
         _wait_for_all("trained", number, count, folder)
         memory = proportional_memory()
         _wait_for_all("measured", number, count, folder)
-    return _Member(rate, first, touched, memory)
+    return _Member(rate, of_processor, first, touched, memory)
 
 
 def _read_all(matrix: FeatureMatrix) -> None:
@@ -191,7 +223,8 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _timed(work: Any) -> float:
-    started = time.perf_counter()
+def _timed(work: Any) -> tuple[float, float]:
+    """Seconds of a piece of work, and those of the processor in it."""
+    started, worked = time.perf_counter(), time.process_time()
     work()
-    return round(time.perf_counter() - started, 2)
+    return round(time.perf_counter() - started, 2), round(time.process_time() - worked, 2)
