@@ -112,14 +112,15 @@ def search(config: BenchSearchConfig, output: Output) -> None:
     lines = [
         [
             str(entry["trials"]),
-            f"{(entry['memory'] or 0) / 1e6:,.0f}",
+            f"{(entry['own_memory_of_each'] or 0) / 1e6:,.0f}",
+            f"{(entry['rows_in_memory'] or 0) / 1e6:,.0f}",
             f"{entry['steps_per_second_of_each']:.1f}",
             f"{entry['seconds_to_read_all']:.1f}",
         ]
         for entry in found["together"]
     ]
-    columns = ["trials", "memory, MB", "steps/s\nof each", "s to read\nall rows"]
-    growth, size = found["growth_per_trial"], found["bytes_of_rows"]
+    columns = ["trials", "memory of\neach, MB", "rows in\nmemory, MB", "steps/s\nof each", "s to read\nall rows"]
+    growth, size = found["together"][-1]["own_memory_of_each"], found["bytes_of_rows"]
     spent = found["seconds"]
     sentences = [f"{rows:,} x {config.dim} of {config.classes:,} classes: unit rows {size / 1e9:.2f} GB."]
     if spent:

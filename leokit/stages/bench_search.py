@@ -6,7 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ def run(config: BenchSearchConfig) -> dict[str, Any]:
     """Make features, the unit rows that trials share, and train numbers of trials at a time on them, for a while each.
 
     Files are deleted afterwards. Memory is the proportional set size (PSS), which counts a page that n processes share
-    as 1/n in each, so that sums are what is really taken; None without /proc.
+    as 1/n in each, so that sums are what is really taken; None without /proc. What is each one's own is what a further
+    trial takes; of the rows there is one copy, or as much of it as the system keeps.
 
     Returns:
         Sizes in bytes, seconds of each part and of the processor, and for each number of trials steps/s of one and
@@ -40,12 +41,12 @@ def run(config: BenchSearchConfig) -> dict[str, Any]:
     """
     jobs = read_numbers("--jobs", config.jobs, int, 1, 1024)
     with tempfile.TemporaryDirectory(prefix="leokit-bench-", dir=config.folder) as name:
-        folder = Path(name)
+        folder = Path(name).resolve()  # as the system names mapped files
         trial = _trial(config)
         seconds, rows, path = _make(config, trial, folder)
         _forget(path)
-        cold = _together(trial, rows, 1, config.seconds, folder / "cold", touch=False)[0]
-        warm = {count: _together(trial, rows, count, config.seconds, folder / f"jobs-{count}") for count in jobs}
+        cold = _together(trial, rows, path, 1, config.seconds, folder / "cold", touch=False)[0]
+        warm = {count: _together(trial, rows, path, count, config.seconds, folder / f"jobs-{count}") for count in jobs}
         size = {"store": 0 if config.zeros else _size(folder / "features"), "rows": path.stat().st_size}
     close_files()
     return {
@@ -58,7 +59,6 @@ def run(config: BenchSearchConfig) -> dict[str, Any]:
         "cold": {"steps_per_second": cold.steps_per_second, "first_second": cold.first_second},
         "steps_per_processor_second": max(member.per_processor_second for each in warm.values() for member in each),
         "together": [_summary(count, members) for count, members in warm.items()],
-        "growth_per_trial": _growth(warm),
     }
 
 
@@ -70,7 +70,7 @@ class _Member:
     per_processor_second: float
     first_second: int  # steps in the first second of training
     touched_seconds: float  # to read all rows once
-    memory: int | None  # PSS in bytes, while all are there
+    memory: "Memory | None"  # while all are there
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,16 @@ def _make_store(config: BenchSearchConfig, folder: Path) -> None:
 
 
 def _together(
-    trial: MetaTrainConfig, rows: Rows, count: int, seconds: float, folder: Path, *, touch: bool = True
+    trial: MetaTrainConfig, rows: Rows, path: Path, count: int, seconds: float, folder: Path, *, touch: bool = True
 ) -> list[_Member]:
     folder.mkdir()
-    members = (delayed(_member)(trial, rows, number, count, seconds, folder, touch) for number in range(count))
+    members = (delayed(_member)(trial, rows, path, number, count, seconds, folder, touch) for number in range(count))
     done: list[_Member] = Parallel(count, backend="loky" if count > 1 else "sequential")(members)
     return done
 
 
 def _member(
-    trial: MetaTrainConfig, rows: Rows, number: int, count: int, seconds: float, folder: Path, touch: bool
+    trial: MetaTrainConfig, rows: Rows, path: Path, number: int, count: int, seconds: float, folder: Path, touch: bool
 ) -> _Member:
     """Train for a while beside the others, and measure the memory while all are there."""
     with one_thread():
@@ -167,7 +167,7 @@ def _member(
             first += spent < 1
         rate, of_processor = ((state.step - begun) / each for each in (spent, time.thread_time() - worked))
         _wait_for_all("trained", number, count, folder)
-        memory = proportional_memory()
+        memory = proportional_memory(path)
         _wait_for_all("measured", number, count, folder)
     return _Member(rate, of_processor, first, touched, memory)
 
@@ -183,13 +183,27 @@ def _wait_for_all(what: str, number: int, count: int, folder: Path) -> None:
         time.sleep(0.01)
 
 
-def proportional_memory() -> int | None:
-    """The proportional set size of this process in bytes; None without /proc."""
+class Memory(NamedTuple):
+    """What a process takes of memory, in bytes: a page that n processes share counts as 1/n (PSS)."""
+
+    own: int  # all but
+    rows: int  # the pages of the file of rows
+
+
+def proportional_memory(rows: Path) -> Memory | None:
+    """The memory of this process, with that of one file apart; None without /proc."""
     try:
-        text = Path("/proc/self/smaps_rollup").read_text()
+        lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return None
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    sums, of_rows = {True: 0, False: 0}, False
+    for line in lines:
+        word = line.split()[0]
+        if not word.endswith(":"):  # the line of the next mapping, which ends in its file
+            of_rows = line.endswith(f" {rows}")
+        elif word == "Pss:":
+            sums[of_rows] += int(line.split()[1]) * 1024
+    return Memory(sums[False], sums[True])
 
 
 def _forget(path: Path) -> None:
@@ -200,23 +214,14 @@ def _forget(path: Path) -> None:
 
 
 def _summary(count: int, members: list[_Member]) -> dict[str, Any]:
-    memory = [member.memory for member in members]
+    known = [member.memory for member in members if member.memory is not None]
     return {
         "trials": count,
-        "memory": None if None in memory else sum(filter(None, memory)),
+        "own_memory_of_each": sum(memory.own for memory in known) / count if known else None,
+        "rows_in_memory": sum(memory.rows for memory in known) if known else None,
         "steps_per_second_of_each": sum(member.steps_per_second for member in members) / count,
         "seconds_to_read_all": max(member.touched_seconds for member in members),
     }
-
-
-def _growth(warm: dict[int, list[_Member]]) -> float | None:
-    """Bytes of memory that a further trial takes, from the least to the largest number of them."""
-    entries = [_summary(count, warm[count]) for count in (min(warm), max(warm))]
-    first, last = entries
-    if first["memory"] is None or last["memory"] is None or first is last or first["trials"] == last["trials"]:
-        return None
-    growth: float = (last["memory"] - first["memory"]) / (last["trials"] - first["trials"])
-    return growth
 
 
 def _size(folder: Path) -> int:

@@ -289,6 +289,7 @@ def test_bench_measures_rows_that_trials_share(leokit, tmp_path):
     assert found["rows"] == 160
     assert found["bytes_of_rows"] == 160 * 16 * 4 + 128  # the header of a .npy file
     assert found["together"][0]["steps_per_second_of_each"] > 0
-    assert found["growth_per_trial"] is None  # of one number of trials
+    if HAS_PROC:
+        assert 0 < found["together"][0]["rows_in_memory"] < 20_000 < found["together"][0]["own_memory_of_each"]
     assert list(tmp_path.iterdir()) == []
     assert "0.00 GB of disk for 160 rows" in leokit("bench", "search", *size, "--dry-run").stdout
