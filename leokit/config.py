@@ -71,6 +71,7 @@ COMMANDS = (  # the tables that a config file may have
     "extract",
     "import",
     "meta-train",
+    "search",
     "eval",
     "uncertainty",
     "analyze",
@@ -91,6 +92,7 @@ COMMANDS = (  # the tables that a config file may have
     "bench-read",
     "bench-pretrain",
     "bench-meta-train",
+    "bench-search",
     "bench-eval",
     "bench-uncertainty",
 )
@@ -480,6 +482,94 @@ class MetaTrainConfig:
     overwrite: Overwrite = False
 
 
+_FROM_PRESET = "(default: the preset's)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Options of `leokit search`; those of its trials that are not drawn are meta-train's."""
+
+    features: Annotated[Place, Doc("Features to train and select on; their test part is not read.")] = None
+    out: Annotated[Place, Doc("Folder of the search (default: WORK/search/VARIANT-Nway-Kshot, -seedS unless 0).")] = (
+        None
+    )
+    preset: Annotated[
+        str | None,
+        Resolved(),
+        Doc("The values of trial 0, and of what is not drawn (default: the miniImageNet preset nearest to the shots)."),
+    ] = None
+    space: Annotated[
+        str | None,
+        Resolved(),
+        Doc(
+            "What is drawn, and from where: a TOML file (OPTION = { log_uniform = [1e-5, 1e-3] }, { uniform = [0, 0.5] "
+            "} or { choice = [32, 64] }; OPTION = VALUE is fixed), or a ready one: published, own-images (default: by "
+            "the variant)."
+        ),
+    ] = None
+    trials: Annotated[int, Ge(1), Doc("Number of trials; with more of them a finished search goes on.")] = 40
+    halving: Annotated[
+        bool, Doc("Successive halving: train all trials a little, the best of them longer, and so on to the end.")
+    ] = False
+    reduction: Annotated[int, Ge(2), Doc("With --halving: one in so many trials goes on to the next rung.")] = 3
+    fresh_episodes: Annotated[
+        int, Ge(2), Doc("Meta-val episodes that chose nothing, on which the best trial and the preset are compared.")
+    ] = 10_000
+    variant: Annotated[Variant | None, Resolved(), Doc(f"The method {_FROM_PRESET}.")] = None
+    ways: Annotated[int | None, Resolved(), Ge(2), Doc(f"Classes of an episode (N) {_FROM_PRESET}.")] = None
+    shots: Annotated[int | None, Resolved(), Ge(1), Doc(f"Support images of each class (K) {_FROM_PRESET}.")] = None
+    steps: Annotated[
+        int | None,
+        Resolved(),
+        Ge(1),
+        Doc(f"Meta-training steps of a trial (default: the preset's, or {DEFAULT_STEPS})."),
+    ] = None
+    val_every: Annotated[int | None, Resolved(), Ge(1), Doc(f"Steps between validations {_FROM_PRESET}.")] = None
+    val_episodes: Annotated[
+        int | None, Resolved(), Ge(2), Doc(f"Meta-val episodes that choose, the same for all trials {_FROM_PRESET}.")
+    ] = None
+    val_queries: Annotated[
+        int | None, Resolved(), Ge(1), Doc(f"Query images of each class in validation {_FROM_PRESET}.")
+    ] = None
+    patience: Annotated[
+        int | None,
+        Resolved(),
+        Ge(1),
+        Doc(f"End a trial when so many validations in a row were no better than its best {_FROM_PRESET}."),
+    ] = None
+    seed: Annotated[
+        int, Resolved(), Ge(0), Lt(2**63), Doc("Seed of the values drawn, and of each trial's training.")
+    ] = 0
+    jobs: Annotated[
+        int | None,
+        Outside(),
+        Ge(1),
+        Doc("Trials at a time, a process and a core each (default: one for each core; on CUDA one)."),
+    ] = None
+    backend: Annotated[
+        Literal["loky", "dask"],
+        Outside(),
+        Doc("Where trials run: processes of this machine, or workers of Dask (extra 'dask')."),
+    ] = "loky"
+    scheduler: Annotated[
+        str | None,
+        Outside(),
+        Doc("Address of a Dask scheduler, as tcp://host:8786 (default: a cluster of --jobs workers on this machine)."),
+    ] = None
+    only: Annotated[
+        str | None,
+        Outside(),
+        Doc("INDEX/COUNT: run one of COUNT shares of the trials, from 0, and leave; without it all is gathered."),
+    ] = None
+    rows: Annotated[
+        Place,
+        Doc("Folder for the unit rows that all trials map into memory, kept afterwards (default: in the search's)."),
+    ] = None
+    device: Device = "auto"
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Options of `leokit eval`."""
@@ -823,6 +913,25 @@ class BenchMetaTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchSearchConfig:
+    """Options of `leokit bench search`."""
+
+    classes: Annotated[int, Ge(5), Doc("Meta-train classes of the features that are made up.")] = 351
+    per_class: Annotated[int, Ge(16), Doc("Images of each of them.")] = 1300
+    dim: Annotated[int, Ge(1), Doc("Width of the features (D).")] = 640
+    dtype: Annotated[Literal["float16", "float32"], Doc("Type of the unit rows that trials share.")] = "float32"
+    jobs: Annotated[str, Doc("Numbers of trials at a time, with commas.")] = "1,2"
+    shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
+    seconds: Annotated[float, Gt(0), Doc("How long each trial is trained.")] = 20.0
+    zeros: Annotated[
+        bool, Doc("Rows of zeros in a file with holes, which takes no disk and no time: for memory and steps alone.")
+    ] = False
+    folder: Annotated[Place, Doc("Where to make the files, for as long as this takes (default: temporary files').")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchEvalConfig:
     """Options of `leokit bench eval`."""
 
@@ -865,6 +974,7 @@ StageConfig = TypeVar(
     SplitsShowConfig,
     SplitsCheckConfig,
     MetaTrainConfig,
+    SearchConfig,
     EvalConfig,
     UncertaintyConfig,
     AnalyzeConfig,
@@ -878,6 +988,7 @@ StageConfig = TypeVar(
     RegressEvalConfig,
     BenchPretrainConfig,
     BenchMetaTrainConfig,
+    BenchSearchConfig,
     BenchEvalConfig,
     BenchUncertaintyConfig,
 )
@@ -1141,15 +1252,40 @@ def with_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         shots = build(MetaTrainConfig, values).shots
         preset = nearest_preset(shots)
         sentence = f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}."
-    below = read_preset(str(preset))
-    if values.get("steps_from"):  # which says how long to train
-        below.pop("steps", None)
-    if values.get("train_on_val"):  # which leaves no validation to wait for
-        below.pop("patience", None)
-    whole = {**below, **values, "preset": preset}
+    whole = {**yielding(read_preset(str(preset)), values), **values, "preset": preset}
     if not values.get("steps_from") and not values.get("train_on_val"):
         whole.setdefault("steps", DEFAULT_STEPS)
     return whole, sentence
+
+
+def yielding(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset or file, without steps and patience where what ranks before says how long to train."""
+    left_out = {"steps"} if given.get("steps_from") else set()
+    left_out |= {"patience"} if given.get("train_on_val") else set()
+    return {key: value for key, value in values.items() if key not in left_out}
+
+
+SPACES = ("published", "own-images")
+
+
+def read_space(name: str) -> dict[str, Any]:
+    """What a search space says, by option: a ready one by its name, else a TOML file.
+
+    Raises:
+        UsageError: no such file, or not TOML.
+    """
+    if name in SPACES:
+        return tomllib.loads((files("leokit") / "presets" / f"search-{name}.toml").read_text(encoding="utf-8"))
+    try:
+        data = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"--space {name}: neither a ready space ({', '.join(SPACES)}) nor a file that can be read "
+            f"({error.strerror})."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The search space {name} is no TOML: {error}.") from error
+    return {key.replace("-", "_"): value for key, value in data.items()}
 
 
 def nearest_preset(shots: int) -> str:

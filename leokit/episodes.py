@@ -10,7 +10,7 @@ integer arithmetic that is the same on every device.
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -81,6 +81,23 @@ class FeatureMatrix:
                 f"Image {row - int(self.offsets[number])} of class {self.classes[number]!r} has a feature that is "
                 f"not finite, or too large for its square to be a {dtype}: extract the features again."
             )
+
+    @classmethod
+    def of_rows(
+        cls, rows: Tensor, classes: list[str], offsets: NDArray[np.int64], *, dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """A matrix of rows (n, D) that another one has normalised and looked through: they are neither copied nor read.
+
+        Args:
+            rows: as `rows` of that matrix; on any device, or mapped from a file.
+            classes: names of the C classes.
+            offsets: (C+1,).
+            dtype: of the computation.
+        """
+        made = cls.__new__(cls)
+        made.rows, made.dtype, made.classes = rows, dtype, classes
+        made.offsets = torch.from_numpy(np.array(offsets, dtype=np.int64)).to(rows.device)
+        return made
 
     def centred(self, mean: Tensor) -> "FeatureMatrix":
         """The same classes with rows moved by -`mean` (D,) and normalised again."""

@@ -30,6 +30,7 @@ _MAKERS = {
     "leokit/backbone": "leokit pretrain",
     "leokit/features": "leokit extract` or `leokit import",
     "leokit/run": "leokit meta-train",
+    "leokit/search": "leokit search",
     "leokit/eval": "leokit eval",
     "leokit/uncertainty": "leokit uncertainty",
     "leokit/analysis": "leokit analyze",

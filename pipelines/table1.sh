@@ -7,9 +7,14 @@
 # published hyper-parameters, and ours (anchored, preset own-images), is trained on train and selected on val; then anew on
 # train+val for as many steps as it had taken when it was best, as the paper's authors did. Nothing is chosen on test.
 # The table says which ± is the 95 % interval over episodes and which the standard deviation over seeds.
+#
+# Where a search is there, its best options are taken in place of the preset's: WORK/search/leo-5way-1shot/best.toml, as
+# `leokit search --shots 1` in the same WORK leaves it (for anchored with --preset own-images). Search before: runs that
+# are there with other options are refused. TRAIN_ONLY=1 leaves out the test and the table, for machines that share work.
 # Copy and edit. Run it again after an interruption: finished stages are recognised and the others go on. Further
 # options are variables too, as LEOKIT_DEVICE=cpu. table2.sh in the same WORK uses the runs of LEO that are there.
 set -euo pipefail
+trap : TERM # where a cluster stops a job: wait for leokit, which keeps the state of its run
 
 FEATURES=${1:?usage: table1.sh FEATURES}
 WORK=${WORK:-leokit-work/paper}
@@ -34,6 +39,11 @@ for variant in $VARIANTS; do
             preset=$DATASET-${shots}shot
             [ "$variant" = anchored ] && preset=own-images
             options=(--variant "$variant" --preset "$preset" --shots "$shots" --seed "$seed")
+            best_options=$WORK/search/$variant-5way-${shots}shot/best.toml
+            if [ -f "$best_options" ]; then
+                options=(--config "$best_options" --seed "$seed")
+                echo "Options of $variant, $shots shots, from $best_options" >&2
+            fi
             long=(--steps "$STEPS" --patience "$PATIENCE")
             if [ "$variant" = anchored ]; then long=(${OWN_STEPS:+--steps "$OWN_STEPS"}); else options+=(--val-every "$VAL_EVERY"); fi
             run=$WORK/runs/$variant-5way-${shots}shot
@@ -50,6 +60,8 @@ for variant in $VARIANTS; do
         done
     done
 done
+
+[ -z "${TRAIN_ONLY:-}" ] || exit 0
 
 leokit eval "${runs[@]}" --queries "$QUERIES" --episodes "$EPISODES" --methods "$METHODS"
 leokit table 1 "${runs[@]/#"$WORK/runs/"/"$WORK/eval/"}" --dataset "$DATASET" --overwrite

@@ -4,6 +4,7 @@ They are real processes, with a command line, signals and an exit code; only the
 `leokit` find it in the folder of `leokit_on_path`.
 """
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -17,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FORKED = multiprocessing.get_context("forkserver")
-_STAGES = ("demo", "extract", "pretrain", "importing", "meta_train", "evaluate", "uncertainty", "analyze")
+_STAGES = ("demo", "extract", "pretrain", "importing", "meta_train", "search", "evaluate", "uncertainty", "analyze")
 _STAGES = (*_STAGES, "paper_table", "report", "regress.train", "regress.plot", "regress.evaluate")
-FORKED.set_forkserver_preload(["timm", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__])
+FORKED.set_forkserver_preload(
+    ["timm", "distributed", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__]
+)
 HAS_PROC = Path("/proc/self/fd").exists()
 _CLIENT = """#!{python} -IS
 import json, os, socket, stat, sys
@@ -159,3 +162,48 @@ def _answer(link, rewrite):
         process = _start(_leokit, folder, rewrite(arguments), streams, environment)
         process.join()
         text.write(f"{process.exitcode}\n")
+
+
+@contextmanager
+def dask_cluster(folder, workers):
+    """A scheduler of Dask and so many workers, of a thread each, as processes; yields its address and the workers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / "address"
+    processes = [FORKED.Process(target=_dask_scheduler, args=(str(place),), daemon=True)]
+    try:
+        processes[0].start()
+        deadline = time.monotonic() + 60
+        while not place.exists():
+            assert time.monotonic() < deadline and processes[0].is_alive(), "the scheduler has not begun"
+            time.sleep(0.01)
+        for number in range(workers):
+            local = str(folder / f"worker-{number}")
+            processes.append(FORKED.Process(target=_dask_worker, args=(place.read_text(), local), daemon=True))
+            processes[-1].start()
+        yield place.read_text(), processes[1:]
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.join()
+
+
+def _dask_scheduler(place):
+    from distributed import Scheduler
+
+    async def serve():
+        async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+            Path(f"{place}.tmp").write_text(scheduler.address)
+            os.replace(f"{place}.tmp", place)
+            await scheduler.finished()
+
+    asyncio.run(serve())
+
+
+def _dask_worker(address, local):
+    from distributed import Worker
+
+    async def serve():
+        async with Worker(address, nthreads=1, dashboard=False, local_directory=local) as worker:
+            await worker.finished()
+
+    asyncio.run(serve())

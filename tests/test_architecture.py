@@ -36,6 +36,7 @@ FLOORS = [
     ("leokit.projection", 1),
     ("leokit.regression", 1),
     ("leokit.randomness", 1),
+    ("leokit.space", 1),
     ("leokit.devices", 1),
     ("leokit.distributed", 1),
     ("leokit.images", 1),
@@ -56,6 +57,7 @@ HOMES = {
     "matplotlib": ("leokit.figures",),
     "jinja2": ("leokit.report",),
     "yaml": ("leokit.report",),
+    "distributed": ("leokit.engine",),
     "pyarrow": ("leokit.features", "leokit.tables"),
 }
 HEAVY = {"torch", "torchvision", "timm", "pyarrow", "sklearn", "matplotlib"}

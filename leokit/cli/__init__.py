@@ -22,6 +22,7 @@ from leokit.cli import (
     pretrain,
     regress,
     report,
+    search,
     splits,
     table,
     uncertainty,
@@ -42,6 +43,7 @@ from leokit.config import (
     PredictConfig,
     PretrainConfig,
     ReportConfig,
+    SearchConfig,
     TableConfig,
     UncertaintyConfig,
     VerifyConfig,
@@ -87,6 +89,7 @@ add_command(app, "pretrain", PretrainConfig, pretrain.command)
 add_command(app, "extract", ExtractConfig, extract.command)
 add_command(app, "import", ImportConfig, importing.command)
 add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
+add_command(app, "search", SearchConfig, search.command)
 add_command(app, "eval", EvalConfig, eval.command)
 add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
 add_command(app, "analyze", AnalyzeConfig, analyze.command)

@@ -1,4 +1,4 @@
-"""`leokit bench`: extract, read, pretrain, meta-train, eval and uncertainty."""
+"""`leokit bench`: extract, read, pretrain, meta-train, search, eval and uncertainty."""
 
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +14,7 @@ from leokit.config import (
     BenchMetaTrainConfig,
     BenchPretrainConfig,
     BenchReadConfig,
+    BenchSearchConfig,
     BenchUncertaintyConfig,
 )
 
@@ -95,6 +96,50 @@ def meta_train(config: BenchMetaTrainConfig, output: Output) -> None:
     _learning(config, output, "steps", bench_learning.run_meta_train)
 
 
+def search(config: BenchSearchConfig, output: Output) -> None:
+    """Measure the memory and the rate of trials that share made-up features, and how long such features take.
+
+    Example: leokit bench search --jobs 1,2,4
+    """
+    from leokit.stages import bench_search
+
+    rows = config.classes * config.per_class
+    if output.dry_run:
+        wide = 0 if config.zeros else config.dim * (2 + (2 if config.dtype == "float16" else 4))
+        output.result({"bytes": rows * wide}, [], [f"Would take {rows * wide / 1e9:.2f} GB of disk for {rows} rows."])
+        return
+    found = bench_search.run(config)
+    lines = [
+        [
+            str(entry["trials"]),
+            f"{(entry['own_memory_of_each'] or 0) / 1e6:,.0f}",
+            f"{(entry['rows_in_memory'] or 0) / 1e6:,.0f}",
+            f"{entry['steps_per_second_of_each']:.1f}",
+            f"{entry['seconds_to_read_all']:.1f}",
+        ]
+        for entry in found["together"]
+    ]
+    columns = ["trials", "memory of\neach, MB", "rows in\nmemory, MB", "steps/s\nof each", "s to read\nall rows"]
+    growth, size = found["together"][-1]["own_memory_of_each"], found["bytes_of_rows"]
+    spent = found["seconds"]
+    sentences = [f"{rows:,} x {config.dim} of {config.classes:,} classes: unit rows {size / 1e9:.2f} GB."]
+    if spent:
+        parts = ", ".join(
+            f"{part} {wall:.0f} s ({worked:.0f} of the processor)" for part, (wall, worked) in spent.items()
+        )
+        sentences.append(f"Store {found['bytes_of_store'] / 1e9:.2f} GB: {parts}.")
+        sentences.append(
+            f"From the disk, nothing of the rows in memory: {found['cold']['first_second']} steps in the first second, "
+            f"{found['cold']['steps_per_second']:.1f}/s over {config.seconds:.0f} s."
+        )
+    sentences.append(f"{found['steps_per_processor_second']:.1f} steps to a second of the processor, at best.")
+    if growth is not None:
+        sentences.append(
+            f"A further trial takes {growth / 1e6:.0f} MB, {100 * growth / size:.1f} % of the size of the rows."
+        )
+    output.result(found, [TableData("Trials at a time", columns, lines)], sentences)
+
+
 def eval(config: BenchEvalConfig, output: Output) -> None:
     """Measure testing against the obvious twin, one episode at a time, taking turns.
 
@@ -141,5 +186,6 @@ add_command(app, "extract", BenchExtractConfig, extract, table="bench-extract")
 add_command(app, "read", BenchReadConfig, read, table="bench-read")
 add_command(app, "pretrain", BenchPretrainConfig, pretrain, table="bench-pretrain")
 add_command(app, "meta-train", BenchMetaTrainConfig, meta_train, table="bench-meta-train")
+add_command(app, "search", BenchSearchConfig, search, table="bench-search")
 add_command(app, "eval", BenchEvalConfig, eval, table="bench-eval")
 add_command(app, "uncertainty", BenchUncertaintyConfig, uncertainty, table="bench-uncertainty")

@@ -25,6 +25,7 @@ from leokit.config import (
     read_toml,
     to_toml,
     with_preset,
+    yielding,
 )
 from leokit.errors import Interrupted, LeokitError
 
@@ -111,7 +112,7 @@ def layered(
     name: str, kind: type[StageConfig], given: Mapping[str, Any], file: Path | None, note: Callable[[str], None]
 ) -> StageConfig:
     """The configuration from flags and environment (`given`), before a file, before a preset, before the defaults."""
-    values = {**(read_toml(file, name) if file else {}), **given}
+    values = {**(yielding(read_toml(file, name), given) if file else {}), **given}
     if kind is MetaTrainConfig:
         values, chosen = with_preset(values)
         if chosen:

@@ -8,10 +8,13 @@ from types import FrameType
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(on_request: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Within the context the first SIGINT or SIGTERM only makes the yielded function true; a second one acts at once.
 
     Outside the main thread, where Python delivers no signals, the function is always false.
+
+    Args:
+        on_request: called at the first signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -23,6 +26,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if requested:
             raise KeyboardInterrupt
         requested = True
+        on_request()
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -80,13 +80,19 @@ class FeatureStore(manifest.Artifact):
             raise ArtifactError(f"{folder} is no feature store that can be read ({what}): make it again.") from error
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, splits: Sequence[str] | None = None) -> Self:
         """Open the feature store in a folder, every file checked against its recorded hash.
+
+        Args:
+            folder: of the store.
+            splits: the ones to open, as if it held no others: files of the others need not even be there; None: all.
 
         Raises:
             ArtifactError: missing, unfinished, of another kind, altered, or damaged.
         """
         checked = manifest.read(folder, SCHEMA)
+        if splits is not None:
+            checked = _of_splits(checked, splits)
         manifest.check_files(folder, checked)
         return cls(folder, checked)
 
@@ -126,6 +132,16 @@ class FeatureStore(manifest.Artifact):
                     return _embeddings(group, self.dim)
         raise DataError(f"The split {split!r} of {self.folder} has no class {name!r}.")
 
+    def each_class(self, split: str) -> Iterator[NDArray[np.floating[Any]]]:
+        """The embeddings of one class after the other, (n, D) each, in the memory of one class.
+
+        Raises:
+            DataError: no such split.
+        """
+        for group in self._of(split):
+            rows = np.empty((group.rows, self.dim), self.dtype)
+            yield rows if _read_plain(group, rows) else _embeddings(group, self.dim)
+
     def images(self, split: str) -> list[str]:
         """The images of a split, (n,), in the order of the rows."""
         images: list[str] = []
@@ -160,6 +176,14 @@ class FeatureStore(manifest.Artifact):
         if split not in self._groups:
             raise DataError(f"{self.folder} has no split {split!r}; it has {', '.join(self._groups)}.")
         return self._groups[split]
+
+
+def _of_splits(found: manifest.Manifest, splits: Sequence[str]) -> manifest.Manifest:
+    """A store's manifest with some of its splits alone."""
+    names = tuple(f"{split}-" for split in splits)
+    counts = {split: classes for split, classes in found.facts["counts"].items() if split in splits}
+    files = {name: entry for name, entry in found.files.items() if name.startswith(names)}
+    return replace(found, files=files, facts={**found.facts, "counts": counts})
 
 
 def _index(folder: Path, checked: manifest.Manifest) -> dict[str, list[_Group]]:

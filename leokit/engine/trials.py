@@ -1,0 +1,275 @@
+"""A trial of a search: a meta-training selected on meta-val, kept in a folder of its own, in whichever process it runs.
+
+A trial is a function of its configuration alone. Its folder holds `trial.json` once it is trained as far as was asked
+for, its best weights, and the state from which it goes on. Two processes at one trial would do the same work twice, so
+the second waits for the first.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from leokit import manifest
+from leokit.config import MetaTrainConfig, fixed_steps
+from leokit.devices import resolve_device
+from leokit.engine import training
+from leokit.engine.interrupts import stop_requests
+from leokit.engine.mapped import open_matrices
+from leokit.engine.scoring import one_thread
+from leokit.engine.state import new_state, pack, unpack
+from leokit.engine.steps import Diverged
+from leokit.errors import ArtifactError
+from leokit.runs import STATE, WEIGHTS, load_state, save_parameters, save_state
+
+OUTCOME = "trial.json"
+_LOOK_EVERY = 0.5  # seconds between looks for a request to stop
+_CANDIDATES = ("val", "fallback", "uncentred_fallback")  # what a validation measures, in the names of its line
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to know to run a trial: a few hundred bytes, as features are named and never carried.
+
+    Attributes:
+        index: of the trial.
+        config: of its meta-training; its steps are those of a trial that runs to the end.
+        until: how many steps to have taken in all.
+        folder: of the trial.
+        features: the store.
+        rows: folder of the files that its unit rows are mapped from.
+        stop: a file that is there once work shall stop.
+    """
+
+    index: int
+    config: MetaTrainConfig
+    until: int
+    folder: Path
+    features: Path
+    rows: Path
+    stop: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a trial has come, and what it found.
+
+    Attributes:
+        index: of the trial.
+        steps: that it has taken.
+        ended: whether more would change nothing: patience ended it, or it failed.
+        failure: why it failed; None where it did not.
+        validations: a line for each: its step, and accuracy and half-width of each candidate on meta-val.
+        best_step: where the weights that were kept come from.
+        best_is_fallback: whether these are a plain method, no step of training.
+        best_is_centred: whether they are for centred features, where the trial centres them.
+        seconds: that it took, over all its parts; no result.
+    """
+
+    index: int
+    steps: int
+    ended: bool
+    failure: str | None
+    validations: list[dict[str, Any]]
+    best_step: int
+    best_is_fallback: bool
+    best_is_centred: bool
+    seconds: float = field(compare=False)
+
+    def reaches(self, steps: int) -> bool:
+        """Whether there is nothing to do for having taken so many steps."""
+        return self.ended or self.steps >= steps
+
+    def accuracy(self, until: int) -> tuple[float, float]:
+        """Best accuracy on meta-val in the first `until` steps, with its half-width; -1 where there was none."""
+        found = [
+            (line[f"{name}_accuracy"], line[f"{name}_half_width"])
+            for line in self.validations
+            if line["step"] <= until
+            for name in _CANDIDATES
+            if f"{name}_accuracy" in line
+        ]
+        return max(found, key=lambda entry: entry[0], default=(-1.0, 0.0))
+
+    def fails_by(self, until: int) -> bool:
+        """Whether it failed in the first `until` steps."""
+        return self.failure is not None and self.steps < until
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """What a trial's folder says of how it went; None where it has not got that far."""
+    try:
+        return Outcome(**json.loads((folder / OUTCOME).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{folder / OUTCOME} is damaged ({error}): delete the folder {folder}.") from error
+
+
+def run_trial(task: Task, stop_requested: Callable[[], bool] = lambda: False) -> Outcome | None:
+    """Train a trial as far as the task says, from where it is; None where it was stopped, its state kept.
+
+    Args:
+        task: which trial, and how far.
+        stop_requested: asked after each step, beside a look at `task.stop` now and then.
+
+    Raises:
+        ArtifactError: no features.
+        DataError: a feature is not finite.
+    """
+    stop = _asked_now_and_then(task.stop, stop_requested)
+    with _alone(task.folder, stop) as free:
+        if not free:
+            return None
+        found = read_outcome(task.folder)
+        if found is not None and found.reaches(task.until):
+            return found
+        with one_thread():  # as many as elsewhere, so that the same bits come out
+            return _train(task, found, stop)
+
+
+def run_in_process(task: Task) -> Outcome | None:
+    """`run_trial` in a worker process of its own: it stops on SIGTERM and Ctrl-C, and where its parent has died."""
+    parent = os.getppid()
+    with stop_requests() as requested:
+        return run_trial(task, lambda: requested() or os.getppid() != parent)
+
+
+def _train(task: Task, found: Outcome | None, stop: Callable[[], bool]) -> Outcome | None:
+    started = time.perf_counter()
+    config = replace(task.config, steps=task.until)
+    device = resolve_device(config.device)
+    matrices = open_matrices(config, task.features, task.rows, device)
+    validations: list[dict[str, Any]] = []
+    path, before = task.folder / STATE, 0.0
+    if path.exists():
+        tensors, record = load_state(path)
+        state, validations, before = unpack(tensors, record, config, device), record["validations"], record["seconds"]
+    else:
+        state = new_state(config, matrices.training.dim, device)
+
+    def seconds() -> float:
+        return round(before + time.perf_counter() - started, 3)
+
+    def report(line: Mapping[str, Any]) -> None:
+        if any(f"{name}_accuracy" in line for name in _CANDIDATES):
+            validations.append(dict(line))
+
+    failure, over = None, True
+    try:
+        over = training.train(
+            config,
+            state,
+            matrices.training,
+            matrices.validation,
+            uncentred=matrices.uncentred,
+            keep=lambda current: _keep(path, current, validations, seconds()),
+            report=report,
+            stop_requested=stop,
+        )
+    except Diverged as error:
+        failure = str(error).split(". ")[0] + "."
+    if not over:
+        return None
+    outcome = Outcome(
+        index=task.index,
+        steps=state.step,
+        ended=failure is not None or state.step < task.until or task.until >= fixed_steps(task.config),
+        failure=failure,
+        validations=validations,
+        best_step=state.best_step,
+        best_is_fallback=state.best_is_fallback,
+        best_is_centred=state.best_is_centred,
+        seconds=seconds(),
+    )
+    save_parameters(task.folder / WEIGHTS, state.best)
+    manifest.write_atomically(task.folder / OUTCOME, json.dumps(asdict(outcome), indent=1).encode())
+    if outcome.ended:
+        forget_state(task.folder)
+    return outcome
+
+
+def _keep(path: Path, state: Any, validations: list[dict[str, Any]], seconds: float) -> None:
+    tensors, record = pack(state)
+    save_state(path, tensors, record | {"validations": validations, "seconds": seconds})
+
+
+def forget_state(folder: Path) -> None:
+    """Delete what a trial would go on from."""
+    path = folder / STATE
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def _asked_now_and_then(file: Path, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether to stop: as the function says, or as the file is there, which costs a system call now and then."""
+    looked, there = -math.inf, False
+
+    def asked() -> bool:
+        nonlocal looked, there
+        now = time.monotonic()
+        if not there and now - looked > _LOOK_EVERY:
+            looked, there = now, file.exists()
+        return there or stop_requested()
+
+    return asked
+
+
+@contextmanager
+def _alone(folder: Path, stop: Callable[[], bool]) -> Iterator[bool]:
+    """Hold a trial's folder, after waiting for another process that does; False where work shall stop."""
+    if not folder.parent.parent.is_dir():
+        raise ArtifactError(
+            f"{os.uname().nodename} does not see {folder.parent.parent}: a worker needs the search and the features "
+            "under the same paths, on a file system that all share."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    while not stop():
+        holder = manifest.locked(folder)
+        try:
+            holder.__enter__()
+        except ArtifactError:
+            time.sleep(_LOOK_EVERY)
+            continue
+        try:
+            yield True
+        finally:
+            holder.__exit__(None, None, None)
+        return
+    yield False
+
+
+# Successive halving
+
+
+def rungs(steps: int, val_every: int, trials: int, reduction: int) -> list[int]:
+    """The numbers of steps at which trials are compared, the last being all of them (Jamieson and Talwalkar, 2016).
+
+    Each is the next one divided by `reduction`, rounded up to a validation; there are as many as leave at least one
+    trial at the end, and a first rung of at least one validation.
+    """
+    levels = [steps]
+    for power in range(1, int(math.log(max(trials, 1), reduction) + 1e-9) + 1):
+        level = -(-steps // (val_every * reduction**power)) * val_every
+        if steps < val_every * reduction**power or level >= levels[0]:
+            break
+        levels.insert(0, level)
+    return levels
+
+
+def survivors(outcomes: Sequence[Outcome], rung: int, reduction: int) -> list[int]:
+    """The trials that go on from a rung: the best of them, one in `reduction`, and trial 0, which is the preset.
+
+    They are ranked by their best accuracy on meta-val in so many steps; of two alike the earlier trial is ahead. What
+    has failed does not go on.
+    """
+    able = [outcome for outcome in outcomes if not outcome.fails_by(rung)]
+    ranked = sorted(able, key=lambda outcome: (-outcome.accuracy(rung)[0], outcome.index))
+    kept = {outcome.index for outcome in ranked[: -(-len(outcomes) // reduction)]}
+    return sorted(kept | {outcome.index for outcome in able if outcome.index == 0})

@@ -1,0 +1,111 @@
+"""Running the trials of a search: one by one in this process, in processes of this machine, or by workers of Dask.
+
+Processes come from joblib's loky. Dask is driven by its own futures, not through joblib: a task then goes to whichever
+worker is free and, where a worker is lost, to another one, and it carries nothing but the names of files.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from leokit.engine.trials import Outcome, Task, run_in_process, run_trial
+from leokit.errors import LeokitError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Outcomes = Iterator[Outcome | None]
+Runner = Callable[[list[Task]], Outcomes]
+_LOST_IN_A_ROW = 3  # times that workers may be lost without a trial that ends
+
+
+def in_this_process(stop_requested: Callable[[], bool]) -> Runner:
+    """Runs trials one after the other."""
+    return lambda tasks: (run_trial(task, stop_requested) for task in tasks)
+
+
+def in_processes(jobs: int) -> Runner:
+    """Runs so many trials at a time, in processes of this machine; a lost process costs what its trials had not kept.
+
+    The outcomes come as trials end.
+
+    Raises:
+        LeokitError: processes are lost again and again.
+    """
+
+    def run(tasks: list[Task]) -> Outcomes:
+        waiting, lost = {task.index: task for task in tasks}, 0
+        while waiting:
+            parallel = Parallel(jobs, backend="loky", batch_size=1, return_as="generator_unordered")
+            try:
+                for index, outcome in parallel([delayed(_numbered)(task) for task in waiting.values()]):
+                    del waiting[index]
+                    lost = 0
+                    yield outcome
+            except TerminatedWorkerError as error:
+                lost += 1
+                if lost == _LOST_IN_A_ROW:
+                    raise LeokitError(
+                        f"Worker processes were killed {lost} times without a trial that ended, as the system does "
+                        f"when memory is short: use fewer --jobs than {jobs}. What was finished is kept."
+                    ) from error
+
+    return run
+
+
+def _numbered(task: Task) -> tuple[int, Outcome | None]:
+    return task.index, run_in_process(task)
+
+
+@contextmanager
+def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
+    """Runs trials on a Dask cluster: the one at an address, or one of so many workers on this machine.
+
+    Raises:
+        UsageError: Dask is not installed, or nothing answers at the address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise UsageError("--backend dask needs the extra 'dask': pip install 'leokit[dask]'.") from error
+    if scheduler is None:
+        # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
+        with (
+            LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            yield lambda tasks: _by_futures(client, tasks)
+        return
+    try:
+        client = Client(scheduler, timeout=30)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--scheduler {scheduler}: no Dask scheduler answers there ({error}). An address is tcp://HOST:8786."
+        ) from error
+    with client:
+        yield lambda tasks: _by_futures(client, tasks)
+
+
+def _by_futures(client: "Client", tasks: Iterable[Task]) -> Outcomes:
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    # Not pure: a key of its own each time, so that the cluster hands out no outcome of an earlier search.
+    futures = [client.submit(_on_worker, task, pure=False) for task in tasks]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except KilledWorker as error:
+        raise LeokitError(f"Workers of Dask were lost again and again ({error}). What was finished is kept.") from error
+    except CancelledError as error:
+        raise LeokitError(f"The Dask scheduler was lost ({error}). What was finished is kept.") from error
+    finally:
+        client.cancel(futures)
+
+
+def _on_worker(task: Task) -> Outcome | None:
+    torch.set_num_threads(1)  # for good: trials in threads of one worker would else set it back for each other
+    return run_trial(task)
