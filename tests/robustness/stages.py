@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,11 @@ FOLDERS = tuple(name for name in NAMES if name != "report")  # those whose outpu
 
 @dataclass(frozen=True)
 class Made:
-    """Inputs of all commands in a folder, and the result of each by its name."""
+    """Inputs of all commands in a folder, the result of each by its name, and how long it took."""
 
     folder: Path
     results: dict[str, dict[str, str]]
+    seconds: dict[str, float]  # that each took
 
     def arguments(self, name, out):
         """The words after `leokit` that make a result at `out`, from inputs found in the working directory."""
@@ -95,13 +97,15 @@ def prepare(folder):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(timm.create_model("test_resnet").state_dict(), folder / "weights.safetensors")
-    made = Made(folder, {})
+    made = Made(folder, {}, {})
     before = Path.cwd()
     os.chdir(folder)
     try:
         for name in (*_ORDER, *(name for name in NAMES if name not in _ORDER)):
             out = folder / "whole" / name
+            begun = time.monotonic()
             done = CliRunner().invoke(app, made.arguments(name, out))
+            made.seconds[name] = time.monotonic() - begun
             assert done.exit_code == 0, (name, done.stderr, done.exception)
             made.results[name] = result(out)
             if name in _INPUTS:

@@ -126,7 +126,7 @@ def test_toml_is_harmless_and_says_the_same(name):
 TEXTS = st.text(st.characters(exclude_categories=[]), max_size=30) | st.sampled_from(sorted(HOSTILE.values()))
 
 
-@examples(100, 5000)
+@examples(40, 5000)
 def test_any_text(examples):
     @sized(examples)
     @given(TEXTS)
@@ -198,7 +198,7 @@ def test_names_of_classes_on_every_way_out(tmp_path, monkeypatch):
     assert not re.search(r"(?<!\\)\]\(javascript", markdown)
 
 
-@pytest.mark.parametrize("kind", ["formula", "difference", "colour", "two lines", "markup of rich", "direction"])
+@pytest.mark.parametrize("kind", ["difference", "colour", "two lines"])
 def test_folders_of_any_name(tmp_path, monkeypatch, kind):
     """The names of folders and files are in messages as well."""
     monkeypatch.chdir(tmp_path)

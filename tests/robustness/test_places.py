@@ -20,6 +20,12 @@ from leokit.runs import open_run
 from tests.processes import ended, start
 from tests.robustness import stages, tally
 
+
+def some(names, often):
+    """All of the names as parameters of a test, most of them for `-m slow`."""
+    return [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
@@ -101,7 +107,7 @@ def test_files_that_may_not_grow(made, tmp_path):
 # Links
 
 
-@pytest.mark.parametrize("name", stages.FOLDERS)
+@pytest.mark.parametrize("name", some(stages.FOLDERS, ("extract", "meta-train", "eval")))
 def test_a_link_in_place_of_an_output(made, tmp_path, name):
     """A link to an empty folder is the user's choice of a disk; one to a file, to nothing or to itself is refused."""
     elsewhere = tmp_path / "elsewhere"
@@ -129,7 +135,7 @@ def files_of(name, made):
     return [path for path in found if path.name != manifest.MANIFEST]
 
 
-@pytest.mark.parametrize("name", stages.FOLDERS)
+@pytest.mark.parametrize("name", some(stages.FOLDERS, ("extract", "meta-train", "eval")))
 def test_links_in_the_folder_of_an_output(made, tmp_path, name):
     """An unfinished artifact from elsewhere whose files are links: nothing is written or deleted where they lead."""
     victim = tmp_path / "victim"
@@ -238,7 +244,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", some(ODD, ("quotes", "newline", "200 characters", "not UTF-8")))
 def test_odd_paths_give_the_same_results(made, tmp_path, kind):
     """A work folder of an odd name: import, meta-train, eval, table, report in it."""
     try:

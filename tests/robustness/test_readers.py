@@ -106,7 +106,7 @@ def encoded(text):
 # Configuration
 
 
-@examples(60, 5000)
+@examples(24, 5000)
 def test_config_files(examples, tmp_path):
     path = tmp_path / "config.toml"
     whole = b"[meta-train]\nshots = 1\nsteps = 100\ninner-lr = 1.0\n[eval]\nepisodes = 60\nout = 'x'\n"
@@ -143,7 +143,7 @@ def test_config_files_that_go_too_far(tmp_path, text):
     assert "eval" in COMMANDS
 
 
-@examples(60, 3000)
+@examples(24, 3000)
 def test_values_of_options(examples):
     texts = TEXT | st.sampled_from(
         ["1e999999999", "1e-999999999%", "nan%", "9" * 5000, "1_0", "٣", "-0", "100%", "1e400"]
@@ -169,7 +169,7 @@ ROWS = st.lists(st.lists(st.sampled_from(WORDS) | TEXT, min_size=1, max_size=3),
 )
 
 
-@examples(60, 5000)
+@examples(24, 5000)
 def test_lists_of_splits(examples, tmp_path):
     headers = ["class_name,split", "split,class_name", "filename,label", "class_name,image_name", "a,b", '"', ""]
     available = {"a": ["a/1.png", "a/2.png"], "b": ["b/1.png"], "c": ["c/1.png"]}
@@ -254,7 +254,7 @@ def each_reader(folder, fault):
         value_or_refusal("manifest", fault, lambda s=schema, c=config: manifest.begin(folder, s, c, {}))
 
 
-@examples(80, 10_000)
+@examples(32, 10_000)
 def test_manifests(examples, tmp_path):
     made(tmp_path / "whole")
     whole = (tmp_path / "whole/manifest.json").read_bytes()
@@ -290,7 +290,7 @@ def test_manifests(examples, tmp_path):
     law()
 
 
-@examples(40, 5000)
+@examples(16, 5000)
 def test_unfinished(examples, tmp_path):
     whole = json.dumps({"schema": "leokit/test@1", "config": CONFIG, "inputs": {}}).encode()
     folder = tmp_path / "a"
@@ -433,7 +433,7 @@ def packed():
     return pack(new_state(build(MetaTrainConfig, {"num_latents": 2}), 2, torch.device("cpu")))
 
 
-@examples(60, 5000)
+@examples(24, 5000)
 def test_states(examples, tmp_path):
     tensors, record = packed()
     path = tmp_path / "state.safetensors"
@@ -467,7 +467,7 @@ def test_states(examples, tmp_path):
     law()
 
 
-@examples(30, 2000)
+@examples(12, 2000)
 def test_weights_in_files(examples, tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(2, 2)}}, tmp_path / "whole.pth")
     save_file({"a": torch.zeros(2, 2)}, tmp_path / "whole.safetensors")
@@ -483,7 +483,7 @@ def test_weights_in_files(examples, tmp_path):
     law()
 
 
-@examples(40, 5000)
+@examples(16, 5000)
 def test_lines_of_metrics(examples, tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n'
@@ -501,7 +501,7 @@ def test_lines_of_metrics(examples, tmp_path):
     law()
 
 
-@examples(40, 5000)
+@examples(16, 5000)
 def test_records_of_finished_shards(examples, tmp_path):
     (tmp_path / "finished").mkdir()
     (tmp_path / "a").write_bytes(b"shard")
@@ -524,7 +524,7 @@ def test_records_of_finished_shards(examples, tmp_path):
     law()
 
 
-@examples(40, 3000)
+@examples(16, 3000)
 def test_evaluations(examples, tmp_path):
     """An evaluation whose summary, facts and rows say anything, its hashes right."""
     folder = tmp_path / "eval"
@@ -666,7 +666,7 @@ def test_rows_that_are_no_store(tmp_path):
     value_or_refusal("features", "one class", lambda: used(tmp_path))
 
 
-@examples(60, 5000)
+@examples(24, 5000)
 def test_features_changed_under_right_hashes(examples, tmp_path):
     """Bytes of a file are changed and all hashes made to fit: then only Parquet's own checks are left."""
     whole = store_with(tmp_path / "whole", columns(rows=4), rows=4)
@@ -686,7 +686,7 @@ def test_features_changed_under_right_hashes(examples, tmp_path):
     law()
 
 
-@examples(40, 5000)
+@examples(16, 5000)
 def test_facts_changed_under_right_hashes(examples, tmp_path):
     whole = store_with(tmp_path / "whole", columns())
     (name,) = whole.files
@@ -710,7 +710,7 @@ def test_facts_changed_under_right_hashes(examples, tmp_path):
     law()
 
 
-@examples(30, 3000)
+@examples(12, 3000)
 def test_tables(examples, tmp_path):
     write_table(
         tmp_path / "whole.parquet", {"method": ["a", "a", "b"], "episode": [0, 1, 2], "accuracy": [0.1, 0.2, 0.3]}
@@ -752,7 +752,7 @@ def imported(path):
     return rows
 
 
-@examples(80, 5000)
+@examples(32, 5000)
 def test_arrays_of_numpy(examples, tmp_path):
     whole = io.BytesIO()
     np.savez(whole, embeddings=np.ones((3, 2), np.float32), labels=np.array(["a", "a", "b"]))
@@ -790,7 +790,7 @@ def test_characters_that_are_none(tmp_path):
     assert "labels" in str(error)
 
 
-@examples(80, 10_000)
+@examples(32, 10_000)
 def test_pickles(examples, tmp_path):
     keys = ["1-a-x", "1-a-y", "1-b-z"]
     rows = np.ones((3, 2), np.float32)
@@ -841,7 +841,7 @@ def small_tar(**members):
     return file.getvalue()
 
 
-@examples(60, 5000)
+@examples(24, 5000)
 def test_archives(examples, tmp_path):
     whole = small_tar(**{"a.png": b"x" * 600, "b.png": b"y" * 10, "../../c.png": b"z"})
     folder = tmp_path / "images"
@@ -860,7 +860,7 @@ def test_archives(examples, tmp_path):
     law()
 
 
-@examples(40, 5000)
+@examples(16, 5000)
 def test_images(examples, tmp_path):
     wholes = {}
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
