@@ -2,8 +2,7 @@
 
 Blocks of a page run in its order, in a folder that holds what pages take for granted: images, features, runs. A shell
 block runs whole, by bash, with a `leokit` on PATH that makes every size tiny (`TINY`). What cannot run here stands in
-`EXCEPTIONS` with the reason; its options are still checked, by --print-config. What is not there yet stands in
-`PENDING`, and is skipped only as long as it is not.
+`EXCEPTIONS` with the reason; its options are still checked, by --print-config.
 """
 
 import json
@@ -24,7 +23,6 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import leokit
 from leokit.cli import app
 from leokit.config import build, read_toml
 from tests.conftest import REPOSITORY
@@ -51,7 +49,6 @@ WHOLE_PAGES = {  # of which only the options of commands are checked
     "docs/benchmarks.md": "hours of work on real images",
     "docs/analysis.md": "hours of work on real images",
 }
-PENDING = {("predict",), ("fit",), ("export",), ("report", "--card")}  # commands, and an option of one
 MADE_ON_THE_PAGE = {  # what a page finds missing, as it makes it itself
     "README.md": {"leokit-work"},
     "docs/tutorial.md": {"leokit-work", "known", "new"},
@@ -131,31 +128,19 @@ def calls(line):
 
 
 def command_of(arguments):
-    """A command with its words, by the first of its arguments; None where there is no such command."""
+    """The words of a command, such as `regress train`, that arguments begin with."""
     command, words = COMMAND, []
     for word in arguments:
-        if word.startswith("-"):
-            break
         if word not in getattr(command, "commands", {}):
             break
         command, words = command.commands[word], [*words, word]
-    return (words, command) if words and not hasattr(command, "commands") else (words, None)
-
-
-def is_pending(arguments):
-    """Whether a call is of something that is still to come."""
-    words, command = command_of(arguments)
-    if command is None:
-        return tuple(arguments[:1]) in PENDING
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    return any((*words, option) in PENDING and option not in known for option in arguments)
+    return " ".join(words)
 
 
 def made_tiny(arguments):
     """The arguments of leokit with no size larger than those in `TINY`."""
     arguments = [INSTEAD.get(word, word) for word in arguments]
-    words, _ = command_of(arguments)
-    for option, limit in TINY.get(" ".join(words), {}).items():
+    for option, limit in TINY.get(command_of(arguments), {}).items():
         if option == "--steps" and "--steps-from" in arguments:
             continue
         if option == "--overwrite" and "--retry-failed" in arguments:
@@ -254,8 +239,6 @@ def test_commands_that_do_not_run_here_have_options_that_exist(page):
         for line in lines_of(block) if block.language == "sh" else ():
             if name_of(page) in WHOLE_PAGES or exception(line):
                 for arguments in calls(line):
-                    if is_pending(arguments):
-                        continue
                     result = CliRunner().invoke(app, [*arguments, "--print-config"])
                     assert result.exit_code == 0, f"{name_of(page)}: {line}\n{result.output}"
 
@@ -386,27 +369,15 @@ def test_commands_run(page, commands, world, tmp_path):
     folder = tmp_path / "checkout"
     left_out = MADE_ON_THE_PAGE.get(name_of(page), set())
     shutil.copytree(world, folder, symlinks=True, ignore=lambda place, names: left_out & set(names))
-    pending = []
     for block in blocks_of(page):
         if block.language == "sh":
-            left = []
-            for line in lines_of(block):
-                to_come = [" ".join(arguments) for arguments in calls(line) if is_pending(arguments)]
-                pending += to_come
-                if not to_come and not exception(line):
-                    left.append(line)
+            left = [line for line in lines_of(block) if not exception(line)]
             if any(line.strip() for line in left):
                 bash(commands, folder, "\n".join(left))
         elif block.language == "python":
-            wanted = re.findall(r"^from leokit import (.*)$", block.text, re.MULTILINE)
-            missing = [name for name in ", ".join(wanted).split(", ") if name and not hasattr(leokit, name)]
-            pending += [f"from leokit import {name}" for name in missing]
-            if not missing:
-                python(folder, block.text)
+            python(folder, block.text)
     for path in sorted(folder.rglob("manifest.json")):
         check_artifact(path.parent)
-    if pending:
-        pytest.skip(f"not there yet: {'; '.join(dict.fromkeys(pending))}")
 
 
 # Artifacts, against docs/reference/artifacts.md
