@@ -48,12 +48,15 @@ def find_features(run: Run, given: Path | None, work: Path) -> tuple[Path, Manif
     return None
 
 
-def weights_from(features: Manifest | None) -> dict[str, Any]:
-    """Where the weights of the backbone of features were, as plain data: a folder of pretrain, or what extract took."""
-    if features is None:
-        return {"weights": "auto", "backbone_run": None}
-    made = features.inputs.get("backbone")
-    return {"weights": features.info.get("weights", "auto"), "backbone_run": made.path if made else None}
+def weights_from(run: Run, features: Manifest | None) -> dict[str, Any]:
+    """Where the weights of a run's backbone are, as plain data: a folder of pretrain, or what extract took.
+
+    A run with a model card has the folder in it.
+    """
+    beside = run.folder / "backbone"
+    made = features.inputs.get("backbone") if features else None
+    folder = str(beside) if (beside / manifest.MANIFEST).exists() else made.path if made else None
+    return {"weights": features.info.get("weights", "auto") if features else "auto", "backbone_run": folder}
 
 
 def load_backbone(recorded: Mapping[str, Any] | None, source: Mapping[str, Any], given: str | None) -> Backbone:

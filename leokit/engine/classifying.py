@@ -98,7 +98,7 @@ def make_classifier(config: FitConfig, *, on_progress: Progress | None = None, o
     found = chain.find_features(run, config.features, config.work)
     features = found[1] if found else None
     choice = _choose(config, run, found, counts, device, on_progress)
-    embedding = EmbeddingModel(run.facts["backbone"], chain.weights_from(features), config.weights, device)
+    embedding = EmbeddingModel(run.facts["backbone"], chain.weights_from(run, features), config.weights, device)
     vectors, dropped = _vectors(config, images, embedding, on_progress, on_message)
     numbers = images.numbers[~dropped]
     classes = tuple(images.tree.classes)
@@ -220,7 +220,7 @@ def _choose(
     named = config.method if config.method != "auto" else LEO
     own = f"--method {named}" if config.method != "auto" else f"{LEO}, the run's own method ({run.config.variant})"
     if found is None:
-        reason = f"the features that the run was trained on are not at {run.manifest.inputs['features'].path} any more"
+        reason = "the features that the run was trained on are not here"
         compared = f"; no methods were compared: {reason} (name them by --features)" if config.method == "auto" else ""
         return _Choice(named, f"Method: {own}{compared}.", None, Withheld(*repeat(reason, 3)))
     folder, features = found
