@@ -6,22 +6,22 @@ python examples/quickstart.py [WORK]
 import sys
 from pathlib import Path
 
-from leokit.config import DemoConfig, EvalConfig, ExtractConfig, MetaTrainConfig, build, nearest_preset, read_preset
+from leokit import evaluate, extract, meta_train
+from leokit.config import DemoConfig
 from leokit.evaluations import seen_in_words
-from leokit.stages import demo, evaluate, extract, meta_train
+from leokit.stages import demo
 
 
 def main(work: Path, *, per_class: int = 40, steps: int = 1000, episodes: int = 2000) -> dict[int, dict[str, float]]:
     """Accuracy by number of shots and method: exact LEO, the preset own-images, and the class means."""
     images = demo.run(DemoConfig(out=work / "images", per_class=per_class)).folder
-    extract.run(ExtractConfig(images=images, image_size=84, work=work))
+    extract(images, image_size=84, work=work)
     accuracies = {}
     for shots in (1, 5):
         accuracies[shots] = {}
-        for preset in (nearest_preset(shots), "own-images"):
-            options = {**read_preset(preset), "shots": shots, "steps": steps, "work": work}
-            run = meta_train.run(build(MetaTrainConfig, options | {"val_every": 250, "val_episodes": 500}))
-            tested = evaluate.run(EvalConfig(run=run.folder, episodes=episodes, work=work))
+        for preset in (None, "own-images"):  # None: the published preset nearest to the shots
+            run = meta_train(preset, shots=shots, steps=steps, val_every=250, val_episodes=500, work=work)
+            tested = evaluate(run, episodes=episodes, work=work)
             accuracies[shots] |= {name: entry["mean"] for name, entry in tested.summary["accuracy"].items()}
         print(f"{shots}-shot:", ", ".join(f"{name} {mean:.1%}" for name, mean in accuracies[shots].items()))
         print(seen_in_words(tested.summary))

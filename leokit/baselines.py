@@ -15,16 +15,24 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn.functional import normalize
 
+COSINE_SCALE = 10.0  # what a cosine to a class mean is multiplied with to be a logit, before any temperature
 RIDGE = 0.5
 LOGISTIC_C = 10.0
 
 
-def class_mean(support: Tensor) -> Tensor:
+def class_mean(support: Tensor, shares: Tensor | None = None) -> Tensor:
     """Nearest class mean: the normalised mean (..., N, D) of each class's unit features (..., N, K, D).
 
-    With unit queries a logit is the cosine to the mean (Snell et al. 2017 with cosine similarity).
+    With unit queries a logit is the cosine to the mean (Snell et al. 2017 with cosine similarity). Shares (..., N, K),
+    of sum 1 for each class, weigh the images where classes have different numbers of them.
+
+    Example:
+        >>> support = normalize(torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [0.0, -1.0]]]), dim=-1)
+        >>> class_mean(support).round(decimals=3).tolist()
+        [[0.7070000171661377, 0.7070000171661377], [0.0, -1.0]]
     """
-    return normalize(support.mean(-2), dim=-1)
+    means = support.mean(-2) if shares is None else (support * shares.unsqueeze(-1)).sum(-2)
+    return normalize(means, dim=-1)
 
 
 def ridge_regression(support: Tensor, penalty: float = RIDGE) -> Tensor:
@@ -41,12 +49,20 @@ def ridge_regression(support: Tensor, penalty: float = RIDGE) -> Tensor:
     return dual.transpose(-1, -2) @ images
 
 
-def logistic_regression(support: Tensor, inverse_penalty: float = LOGISTIC_C) -> Tensor:
-    """Multinomial logistic regression by scikit-learn, (B, N, K, D) -> (B, N, D), an episode at a time."""
-    return torch.from_numpy(fit_logistic(support.cpu().numpy(), inverse_penalty)).to(support)
+def logistic_regression(
+    support: Tensor, inverse_penalty: float = LOGISTIC_C, *, shares: Tensor | None = None
+) -> Tensor:
+    """Multinomial logistic regression by scikit-learn, (B, N, K, D) -> (B, N, D), an episode at a time.
+
+    With shares (B, N, K), of sum 1 for each class, all classes weigh alike: as the mean class does by its images.
+    """
+    weighed = None if shares is None else shares.cpu().numpy()
+    return torch.from_numpy(fit_logistic(support.cpu().numpy(), inverse_penalty, weighed)).to(support)
 
 
-def fit_logistic(support: NDArray[Any], inverse_penalty: float = LOGISTIC_C) -> NDArray[np.float64]:
+def fit_logistic(
+    support: NDArray[Any], inverse_penalty: float = LOGISTIC_C, shares: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
     """The same on arrays, for worker processes; on one thread, so that the result is the same in all of them."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -57,7 +73,11 @@ def fit_logistic(support: NDArray[Any], inverse_penalty: float = LOGISTIC_C) -> 
     with warnings.catch_warnings(), _thread_pools().limit(limits=1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is as good a classifier
         for index, images in enumerate(support.reshape(len(support), ways * shots, -1)):
-            model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000).fit(images, labels)
+            of_images = None
+            if shares is not None:
+                of_images = shares[index].ravel() * (shares[index] > 0).sum(1).mean()  # 1 where classes are of one size
+            model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000)
+            model.fit(images, labels, sample_weight=of_images)
             # With two classes scikit-learn keeps the one difference of their weights.
             weights[index] = model.coef_ if ways > 2 else np.concatenate([-model.coef_, model.coef_]) / 2
     return weights

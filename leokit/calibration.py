@@ -169,7 +169,12 @@ def maximum_error_of_sums(totals: Floats) -> Floats:
 
 
 def tempered(probabilities: Floats, temperature: float) -> Floats:
-    """Probabilities (n, C) to the power 1/T, normalised; for a softmax its logits divided by T. The order stays."""
+    """Probabilities (n, C) to the power 1/T, normalised; for a softmax its logits divided by T. The order stays.
+
+    Example:
+        >>> tempered(np.array([[0.8, 0.2]]), 2.0).round(3).tolist()
+        [[0.667, 0.333]]
+    """
     logits = np.log(np.maximum(probabilities, _TINY)) / temperature
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(powers / powers.sum(-1, keepdims=True))
@@ -282,9 +287,14 @@ class Decomposition(NamedTuple):
 
 
 def entropy(probabilities: Floats) -> Floats:
-    """Entropy (...,) of distributions (..., C)."""
+    """Entropy (...,) of distributions (..., C).
+
+    Example:
+        >>> print(entropy(np.array([[0.5, 0.5], [1.0, 0.0]])).round(3))
+        [0.693 0.   ]
+    """
     terms = np.where(probabilities > 0, probabilities * np.log(np.maximum(probabilities, _TINY)), 0.0)
-    found: Floats = -terms.sum(-1)
+    found: Floats = 0.0 - terms.sum(-1)  # no -0.0
     return found
 
 
@@ -308,6 +318,12 @@ def conformal_quantile(scores: Floats, level: float) -> float:
 
     A set of all classes whose score is at most this covers the label of a further exchangeable query with probability
     `level` or more (Vovk et al. 2005). Scores of one episode are not exchangeable with each other: give one of each.
+
+    Example:
+        >>> conformal_quantile(np.array([0.1, 0.2, 0.3, 0.4]), 0.6)
+        0.3
+        >>> conformal_quantile(np.array([0.1, 0.2, 0.3, 0.4]), 0.9)
+        inf
     """
     rank = ceil((len(scores) + 1) * level - 1e-9)  # (n + 1) · 0.9 shall not be a hair above a whole number
     return float("inf") if rank > len(scores) else float(np.sort(scores)[rank - 1])

@@ -79,6 +79,9 @@ COMMANDS = (  # the tables that a config file may have
     "regress-eval",
     "table",
     "report",
+    "predict",
+    "fit",
+    "export",
     "inspect",
     "verify",
     "splits-list",
@@ -673,6 +676,103 @@ class AnalyzeConfig:
     overwrite: Overwrite = False
 
 
+Method = Annotated[
+    Literal["auto", "leo", "class-mean", "logistic"],
+    Doc(
+        "leo is the run's own variant; auto takes whichever was best on meta-val episodes of about as many classes and "
+        "shots."
+    ),
+]
+PosteriorSamples = Annotated[
+    int, Ge(0), Le(10_000), Doc("Samples of codes and weights to average (leo; 0: their means alone).")
+]
+StudyEpisodes = Annotated[
+    int,
+    Ge(20),
+    Doc("Meta-val episodes for the choice, the temperature, unknown images and sets; their result is kept."),
+]
+Support = Annotated[
+    Path | None,
+    Outside(),
+    Doc("A folder for each class with one image or more, or a CSV file image,label (paths as seen from the file)."),
+]
+RunPlace = Annotated[Path | None, Outside(), Doc("The run (default: the only one in WORK/runs).")]
+RunFeatures = Annotated[Place, Doc("Features that the run was trained on (default: where they were then).")]
+RunWeights = Annotated[
+    str | None,
+    Outside(),
+    Doc("The backbone's weights, where they are no longer where they were: a file, or a folder of leokit pretrain."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Options of `leokit fit`."""
+
+    run: RunPlace = None
+    support: Support = None
+    out: Annotated[Place, Doc("Folder of the classifier (default: WORK/classifier).")] = None
+    method: Method = "auto"
+    samples: PosteriorSamples = 0
+    episodes: StudyEpisodes = 400
+    features: RunFeatures = None
+    weights: RunWeights = None
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Options of `leokit predict`."""
+
+    queries: Annotated[
+        tuple[Path, ...],
+        Argument(),
+        Outside(),
+        Doc("Images, folders of images, or - for a list of paths on standard input (default: --query)."),
+    ] = ()
+    query: Annotated[tuple[Path, ...], Outside(), Doc("The same by an option, which may be given several times.")] = ()
+    run: RunPlace = None
+    support: Support = None
+    classifier: Annotated[
+        Path | None, Outside(), Doc("A classifier that leokit fit made, in place of --run and --support.")
+    ] = None
+    method: Method = "auto"
+    samples: PosteriorSamples = 0
+    top: Annotated[int, Ge(1), Doc("How many classes to name for an image, the most probable first.")] = 1
+    sets: Annotated[
+        float | None, Gt(0), Lt(1), Doc("Print prediction sets that hold the right class at this rate on meta-val.")
+    ] = None
+    unknown_rate: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc("Share of images of the given classes that may be called unknown, on meta-val (0: call none unknown)."),
+    ] = 0.05
+    csv: Annotated[Path | None, Outside(), Doc("Write the predictions to this CSV file, too.")] = None
+    episodes: StudyEpisodes = 400
+    features: RunFeatures = None
+    weights: RunWeights = None
+    seed: Seed = 0
+    device: Device = "auto"
+    workers: Workers = None
+    work: Work = DEFAULT_WORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `leokit export`."""
+
+    classifier: Annotated[Path | None, Outside(), Doc("A classifier (default: WORK/classifier).")] = None
+    onnx: Annotated[Place, Doc("The ONNX file to write, for onnxruntime (default: WORK/classifier.onnx).")] = None
+    weights: RunWeights = None
+    work: Work = DEFAULT_WORK
+    overwrite: Annotated[bool, Outside(), Doc("Replace a file that is there.")] = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
     """Options of `leokit table`."""
@@ -696,9 +796,22 @@ class ReportConfig:
         Outside(),
         Doc("One HTML file with everything in it, or a Markdown file with links to the artifacts' pictures."),
     ] = "html"
-    out: Annotated[Place, Doc("The file (default: WORK/report.html or report.md).")] = None
+    card: Annotated[
+        bool,
+        Outside(),
+        Doc("In place of the page, a run with its model card: a folder that can be published as it is."),
+    ] = False
+    run: Annotated[Place, Doc("The run of a --card (default: the only one in WORK/runs).")] = None
+    license: Annotated[
+        str | None,
+        Outside(),
+        Doc("Licence that a --card states, by the Hub's name for it, as apache-2.0 (default: none)."),
+    ] = None
+    out: Annotated[
+        Place, Doc("The file (default: WORK/report.html or report.md), or the folder of a --card (WORK/card).")
+    ] = None
     work: Work = DEFAULT_WORK
-    overwrite: Annotated[bool, Outside(), Doc("Replace a file that leokit report did not write.")] = False
+    overwrite: Annotated[bool, Outside(), Doc("Replace files that leokit report did not write.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -864,6 +977,9 @@ StageConfig = TypeVar(
     EvalConfig,
     UncertaintyConfig,
     AnalyzeConfig,
+    FitConfig,
+    PredictConfig,
+    ExportConfig,
     TableConfig,
     ReportConfig,
     RegressTrainConfig,
@@ -985,7 +1101,19 @@ def _toml_value(value: Any) -> str:
         case list() | tuple():
             return f"[{', '.join(_toml_value(item) for item in value)}]"
         case _:
-            return json.dumps(str(value))
+            return _toml_string(str(value))
+
+
+def _toml_string(text: str) -> str:
+    """A text in quotes, what is not printable escaped; unlike JSON, TOML has no surrogate pairs and no bare DEL."""
+    return "".join(
+        character
+        if character.isprintable()
+        else f"\\u{ord(character):04x}"
+        if character < "\U00010000"
+        else f"\\U{ord(character):08x}"
+        for character in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def parse_share(text: str) -> Callable[[int], int]:
@@ -993,6 +1121,10 @@ def parse_share(text: str) -> Callable[[int], int]:
 
     Args:
         text: a number as `10`, or a share as `1%`.
+
+    Example:
+        >>> parse_share("1%")(60_000)
+        600
 
     Raises:
         UsageError: neither, or out of range.
@@ -1130,6 +1262,36 @@ def read_space(name: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The search space {name} is no TOML: {error}.") from error
     return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def yielding(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset or file, without steps and patience where what ranks before says how long to train.
+
+    That is `steps_from`; and `train_on_val`, which leaves no validation to wait for.
+    """
+    left_out = {"steps"} if given.get("steps_from") else set()
+    left_out |= {"patience"} if given.get("train_on_val") else set()
+    return {key: value for key, value in values.items() if key not in left_out}
+
+
+def with_preset(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The values of a meta-training over those of its preset, where none is named of the one nearest to its shots.
+
+    Returns:
+        The values, and a sentence on the preset where it was not named.
+
+    Raises:
+        UsageError: no preset of that name, or a value of the wrong type.
+    """
+    preset, sentence = values.get("preset"), ""
+    if preset is None:
+        shots = build(MetaTrainConfig, values).shots
+        preset = nearest_preset(shots)
+        sentence = f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}."
+    whole = {**yielding(read_preset(str(preset)), values), **values, "preset": preset}
+    if not values.get("steps_from") and not values.get("train_on_val"):
+        whole.setdefault("steps", DEFAULT_STEPS)
+    return whole, sentence
 
 
 def nearest_preset(shots: int) -> str:

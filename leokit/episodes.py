@@ -9,6 +9,7 @@ integer arithmetic that is the same on every device.
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -248,3 +249,31 @@ def require_enough(
         )
     if max(counts) >= 2**_POSITION_BITS:
         raise DataError(f"A class has {max(counts)} images; at most {2**_POSITION_BITS - 1} are supported.")
+
+
+def all_as_support(matrix: FeatureMatrix) -> tuple[Tensor, Tensor | None]:
+    """All rows of a matrix as the support set of one episode, whose classes may have different numbers of images.
+
+    Equal rows of a class are one row of a larger share: giving every image of a class twice changes nothing, to the
+    bit. Classes with fewer rows than others fill up with rows of zeros, of share 0.
+
+    Returns:
+        The rows (1, N, K, D), K those of the largest class, and their shares (1, N, K), of sum 1 for each class; None
+        for the shares where all are 1/K.
+    """
+    distinct = []
+    for start, stop in pairwise(matrix.offsets.tolist()):
+        places: dict[bytes, list[int]] = {}
+        for row in range(start, stop):
+            places.setdefault(matrix.rows[row].cpu().numpy().tobytes(), []).append(row)
+        distinct.append([(same[0], len(same)) for same in places.values()])
+    longest = max(map(len, distinct))
+    if all(len(of_class) == longest and len({count for _, count in of_class}) == 1 for of_class in distinct):
+        return matrix.take(torch.tensor([[row for row, _ in of_class] for of_class in distinct])).unsqueeze(0), None
+    support = torch.zeros(1, len(distinct), longest, matrix.dim, dtype=matrix.dtype, device=matrix.rows.device)
+    shares = torch.zeros(1, len(distinct), longest, dtype=torch.float64)
+    for number, of_class in enumerate(distinct):
+        rows, counts = (torch.tensor(values) for values in zip(*of_class, strict=True))
+        support[0, number, : len(rows)] = matrix.take(rows)
+        shares[0, number, : len(rows)] = counts / counts.sum()
+    return support, shares.to(support)

@@ -34,6 +34,7 @@ _MAKERS = {
     "leokit/uncertainty": "leokit uncertainty",
     "leokit/analysis": "leokit analyze",
     "leokit/regression": "leokit regress train",
+    "leokit/classifier": "leokit fit",
 }
 
 
@@ -344,10 +345,15 @@ def finish(
     files |= {name: _record(folder / name, in_id=False) for name in sorted(extras)}
     identifier = artifact_id(schema, config, inputs, files)
     manifest = Manifest(schema, identifier, dict(config), dict(inputs), files, dict(facts), dict(info))
-    data = json.loads(canonical_json(asdict(manifest)))  # what a reader will see: tuples are lists
-    _write_json(folder / MANIFEST, data | {"checksum": hash_text(canonical_json(data))})
+    write_atomically(folder / MANIFEST, to_bytes(manifest))
     (folder / UNFINISHED).unlink(missing_ok=True)
     return manifest
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """A manifest with its checksum, as `finish` writes it."""
+    data = json.loads(canonical_json(asdict(manifest)))  # what a reader will see: tuples are lists
+    return _json_text(data | {"checksum": hash_text(canonical_json(data))})
 
 
 def _record(path: Path, *, in_id: bool) -> FileRecord:

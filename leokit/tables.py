@@ -1,5 +1,6 @@
-"""Small Parquet tables: written whole and atomically, equal tables as equal bytes."""
+"""Small Parquet tables: written whole and atomically, equal tables as equal bytes; and what goes into CSV files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from leokit.errors import ArtifactError
 from leokit.manifest import write_atomically
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # how a cell begins that a spreadsheet runs; OWASP, "CSV injection"
 
 
 class Categories(NamedTuple):
@@ -55,3 +59,16 @@ def read_table(path: Path) -> pa.Table:
         return pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"The table {path} cannot be read ({error}): make the artifact again.") from error
+
+
+def spreadsheet_safe(text: str) -> str:
+    """A text as a cell of a CSV file that no spreadsheet runs as a formula.
+
+    What begins as a formula does gets an apostrophe before it, which a spreadsheet takes for the mark of a text;
+    numbers stay numbers.
+
+    Example:
+        >>> print(spreadsheet_safe("=1+1"), spreadsheet_safe("-1.5"), spreadsheet_safe("plate"))
+        '=1+1 -1.5 plate
+    """
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text

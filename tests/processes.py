@@ -18,16 +18,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FORKED = multiprocessing.get_context("forkserver")
-_STAGES = ("demo", "extract", "pretrain", "meta_train", "search", "evaluate", "paper_table", "report")
+_STAGES = (
+    "demo",
+    "extract",
+    "pretrain",
+    "meta_train",
+    "search",
+    "evaluate",
+    "uncertainty",
+    "analyze",
+    "paper_table",
+    "report",
+)
 FORKED.set_forkserver_preload(
     ["timm", "distributed", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__]
 )
 HAS_PROC = Path("/proc/self/fd").exists()
 _CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, socket, stat, sys
 with socket.socket(socket.AF_UNIX) as link:
     link.connect({address!r})
     streams = ["/proc/%d/fd/%d" % (os.getpid(), number) for number in (1, 2)]
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        streams.append("/proc/%d/fd/0" % os.getpid())
     request = [sys.argv[1:], os.getcwd(), streams, dict(os.environ)]
     link.sendall(json.dumps(request).encode() + b"\\n")
     sys.exit(int(link.makefile().readline()))
@@ -43,6 +56,11 @@ def start_script(path, folder, call, **streams):
     """Run the function `main` of a Python script in `folder` with the keyword arguments `call`, as `start`."""
     outputs = [streams.get(name, os.devnull) for name in ("stdout", "stderr")]
     return _start(_script, folder, [str(path), call], outputs, {})
+
+
+def start_code(text, folder, *, stdout=os.devnull, stderr=os.devnull, **environment):
+    """Run Python code in `folder`, as `start`."""
+    return _start(_code, folder, [text], [stdout, stderr], environment)
 
 
 def _start(target, folder, arguments, streams, environment):
@@ -65,12 +83,20 @@ def _script(folder, arguments, streams, environment):
     print(runpy.run_path(path)["main"](**call))
 
 
+def _code(folder, arguments, streams, environment):
+    _become(folder, streams, environment)
+    exec(compile(arguments[0], "code", "exec"), {"__name__": "__main__"})
+
+
 def _become(folder, streams, environment):
+    """Take over a folder, an environment, and standard output, error and, where there is a third stream, input."""
     os.chdir(folder)
     os.environ.update(environment)
-    for number, path in zip((1, 2), streams, strict=True):
-        with open(path, "a") as stream:
+    for number, path in zip((1, 2, 0), streams, strict=False):
+        with open(path, "a" if number else "r") as stream:
             os.dup2(stream.fileno(), number)
+    if len(streams) > 2:
+        sys.stdin = open(0, closefd=False)  # that of a process of multiprocessing is /dev/null
 
 
 def ended(process, seconds=120):
@@ -112,8 +138,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
 
 @contextmanager
-def leokit_on_path(folder):
-    """Put a command `leokit` into `folder`, whose processes are forked here; yields what PATH should begin with."""
+def leokit_on_path(folder, rewrite=lambda arguments: arguments):
+    """Put a command `leokit` into `folder`, whose processes are forked here; yields what PATH should begin with.
+
+    Args:
+        folder: for the command.
+        rewrite: what to make of its arguments, a list.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     address = str(folder / "socket")
     client = folder / "leokit"
@@ -122,23 +153,23 @@ def leokit_on_path(folder):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
-        threading.Thread(target=_serve, args=(server,), daemon=True).start()
+        threading.Thread(target=_serve, args=(server, rewrite), daemon=True).start()
         yield str(folder)
 
 
-def _serve(server):
+def _serve(server, rewrite):
     while True:
         try:
             link, _ = server.accept()
         except OSError:  # closed: the tests are over
             return
-        threading.Thread(target=_answer, args=(link,), daemon=True).start()
+        threading.Thread(target=_answer, args=(link, rewrite), daemon=True).start()
 
 
-def _answer(link):
+def _answer(link, rewrite):
     with link, link.makefile("rw") as text:
         arguments, folder, streams, environment = json.loads(text.readline())
-        process = _start(_leokit, folder, arguments, streams, environment)
+        process = _start(_leokit, folder, rewrite(arguments), streams, environment)
         process.join()
         text.write(f"{process.exitcode}\n")
 

@@ -15,12 +15,15 @@ PACKAGE = Path(__file__).parents[1] / "leokit"
 FLOORS = [
     ("leokit.cli", 6),
     ("leokit.__main__", 6),
+    ("leokit.api", 6),
+    ("leokit.estimator", 5),
     ("leokit.stages", 5),
     ("leokit.figures", 5),
     ("leokit.report", 5),
     ("leokit.engine", 4),
     ("leokit.episodes", 3),
     ("leokit.runs", 3),
+    ("leokit.classifiers", 3),
     ("leokit.evaluations", 3),
     ("leokit.regression.models", 3),
     ("leokit.features", 2),
@@ -43,6 +46,7 @@ FLOORS = [
     ("leokit.manifest", 0),
     ("leokit.provenance", 0),
     ("leokit.splits", 0),
+    ("leokit.text", 0),
 ]
 # Libraries that have one home, and what floor 0 must do without.
 HOMES = {
@@ -52,6 +56,7 @@ HOMES = {
     "matplotlib": ("leokit.figures",),
     "jinja2": ("leokit.report",),
     "distributed": ("leokit.engine",),
+    "yaml": ("leokit.report",),
     "pyarrow": ("leokit.features", "leokit.tables"),
 }
 HEAVY = {"torch", "torchvision", "timm", "pyarrow", "sklearn", "matplotlib"}

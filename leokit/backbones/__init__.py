@@ -2,7 +2,7 @@
 
 from leokit.backbones.backbone import Backbone, embed
 from leokit.backbones.layers import Layers, default_layers, layer_names
-from leokit.backbones.loading import RANDOM, decoder_on, load, preprocessing_of
+from leokit.backbones.loading import RANDOM, decoder_on, hub_repository, load, preprocessing_of
 from leokit.backbones.pretrained import load_pretrained, open_pretrained
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "decoder_on",
     "default_layers",
     "embed",
+    "hub_repository",
     "layer_names",
     "load",
     "load_pretrained",

@@ -85,9 +85,12 @@ def embed(module: nn.Module, pixels: Tensor, preprocessing: Preprocessing, preci
 def _views(pixels: Tensor, preprocessing: Preprocessing) -> list[Tensor]:
     """The views of each image, each (B, H, W, 3)."""
     crops = list(pixels.unbind(1)) if pixels.ndim == 5 else [pixels]
-    if preprocessing.views == "center":
-        return crops
-    return [view for crop in crops for view in (crop, crop.flip(2))]
+    return [view for crop in crops for view in view_of(crop, preprocessing)]
+
+
+def view_of(crop: Tensor, preprocessing: Preprocessing) -> list[Tensor]:
+    """What a backbone is shown of a crop (B, H, W, 3): itself, and its mirror image unless the centre is all."""
+    return [crop] if preprocessing.views == "center" else [crop, crop.flip(2)]
 
 
 @cache

@@ -138,6 +138,17 @@ def check_name(name: str) -> None:
         raise UsageError(f"Unknown backbone {name!r}: of {architecture} timm has {', '.join(tagged) or 'no weights'}.")
 
 
+def hub_repository(name: str) -> str | None:
+    """Where on the Hub timm's weights of a name with a tag lie, as `timm/resnet50.a1_in1k`; None where they do not."""
+    if "." not in name:
+        return None
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        return None
+    return known.hf_hub_id or None if known else None
+
+
 def _tensors(name: str, weights: str) -> tuple[str, dict[str, Tensor] | None]:
     """Where the weights come from, and the weights by timm's names; None where timm shall fetch them."""
     if weights == "pretrained":

@@ -11,10 +11,13 @@ from leokit.cli import (
     bench,
     demo,
     eval,
+    export,
     extract,
+    fit,
     importing,
     inspect,
     meta_train,
+    predict,
     pretrain,
     regress,
     report,
@@ -30,10 +33,13 @@ from leokit.config import (
     AnalyzeConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     ExtractConfig,
+    FitConfig,
     ImportConfig,
     InspectConfig,
     MetaTrainConfig,
+    PredictConfig,
     PretrainConfig,
     ReportConfig,
     SearchConfig,
@@ -85,6 +91,9 @@ add_command(app, "search", SearchConfig, search.command)
 add_command(app, "eval", EvalConfig, eval.command)
 add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
 add_command(app, "analyze", AnalyzeConfig, analyze.command)
+add_command(app, "predict", PredictConfig, predict.command)
+add_command(app, "fit", FitConfig, fit.command)
+add_command(app, "export", ExportConfig, export.command)
 add_command(app, "table", TableConfig, table.command)
 add_command(app, "report", ReportConfig, report.command)
 add_command(app, "inspect", InspectConfig, inspect.command)

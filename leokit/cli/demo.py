@@ -4,6 +4,7 @@ from collections import Counter
 
 from leokit.cli.render import Output, TableData
 from leokit.config import DemoConfig
+from leokit.text import pasteable
 
 
 def command(config: DemoConfig, output: Output) -> None:
@@ -27,4 +28,4 @@ def command(config: DemoConfig, output: Output) -> None:
         done = demo.run(config, on_progress=progress, on_message=output.note)
     data = {"out": str(done.folder), "id": done.id, "classes": dict(counts), **done.facts}
     output.result(data, [table], [f"In {done.folder}."])
-    output.next_command(f"leokit extract {config.out} --image-size {config.size}")
+    output.next_command(f"leokit extract {pasteable(config.out)} --image-size {config.size}")

@@ -8,6 +8,7 @@ from typing import Any
 from leokit import distributed
 from leokit.cli.render import Output, TableData
 from leokit.config import ExtractConfig
+from leokit.text import pasteable
 
 
 def command(config: ExtractConfig, output: Output) -> None:
@@ -44,7 +45,7 @@ def command(config: ExtractConfig, output: Output) -> None:
     ]
     data = {"out": str(store.folder), "id": store.id, "images_per_second": info["images_per_second"], **facts}
     output.result(data, [_table("Features", facts["counts"])], sentences)
-    where = f" --features {store.folder}" if config.out else ""
+    where = f" --features {pasteable(store.folder)}" if config.out else ""
     output.next_command(f"leokit meta-train --shots 1{where}")
 
 

@@ -2,6 +2,7 @@
 
 from leokit.cli.render import Output, TableData
 from leokit.config import ImportConfig
+from leokit.text import pasteable
 
 
 def command(config: ImportConfig, output: Output) -> None:
@@ -38,7 +39,7 @@ def command(config: ImportConfig, output: Output) -> None:
     table = _table("Features", {split: facts["counts"][split] for split in store.splits})
     output.result({"out": str(store.folder), "id": store.id, **facts}, [table], sentences)
     preset = " --preset tieredimagenet-1shot" if "(tieredimagenet)" in facts["split_source"] else ""
-    where = f" --features {store.folder}" if config.out else ""
+    where = f" --features {pasteable(store.folder)}" if config.out else ""
     output.next_command(f"leokit meta-train --shots 1{preset}{where}")
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import MetaTrainConfig, run_name
+from leokit.text import pasteable
 
 
 def command(config: MetaTrainConfig, output: Output) -> None:
@@ -35,7 +36,7 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     data = {"out": str(run.folder), "id": run.id, **facts}
     output.result(data, [TableData(title, ["", ""], rows, numeric=False)], _ending(run.config.patience, facts))
     found_by_shots = not config.out and run_name(config) == run_name(MetaTrainConfig(shots=config.shots))
-    where = f"--shots {config.shots}" if found_by_shots else f"--run {run.folder}"
+    where = f"--shots {config.shots}" if found_by_shots else f"--run {pasteable(run.folder)}"
     output.next_command(f"leokit eval {where}")
 
 

@@ -5,6 +5,8 @@ A subcommand's options are the fields of its configuration class, so that names,
 
 import inspect
 import json
+import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict
@@ -15,20 +17,20 @@ import typer
 
 from leokit.cli.render import Common, Output
 from leokit.config import (
-    DEFAULT_STEPS,
     FieldInfo,
     MetaTrainConfig,
     StageConfig,
     build,
     describe,
-    nearest_preset,
-    read_preset,
     read_toml,
     to_toml,
+    with_preset,
+    yielding,
 )
 from leokit.errors import Interrupted, LeokitError
 
 Body = Callable[[StageConfig, Output], None]
+_PIPE_CLOSED = 141  # as a process that SIGPIPE ends
 _RUNNING = "Where and how it runs"
 _SHOWN = "Output"
 
@@ -82,6 +84,9 @@ def _run(
             traceback.print_exc()
         output.error(str(error))
         return error.exit_code
+    except BrokenPipeError:  # whoever read the result, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     except OSError as error:
         if output.common.verbose:
             traceback.print_exc()
@@ -97,24 +102,12 @@ def layered(
     name: str, kind: type[StageConfig], given: Mapping[str, Any], file: Path | None, note: Callable[[str], None]
 ) -> StageConfig:
     """The configuration from flags and environment (`given`), before a file, before a preset, before the defaults."""
-    values = {**(_yielding(read_toml(file, name), given) if file else {}), **given}
+    values = {**(yielding(read_toml(file, name), given) if file else {}), **given}
     if kind is MetaTrainConfig:
-        preset = values.get("preset")
-        if preset is None:
-            shots = build(MetaTrainConfig, values).shots
-            preset = nearest_preset(shots)
-            note(f"Hyper-parameters from the preset {preset}, the nearest to {shots} shot{'s'[: shots != 1]}.")
-        values = {**_yielding(read_preset(str(preset)), values), **values, "preset": preset}
-        if not values.get("steps_from") and not values.get("train_on_val"):
-            values.setdefault("steps", DEFAULT_STEPS)
+        values, chosen = with_preset(values)
+        if chosen:
+            note(chosen)
     return build(kind, values)
-
-
-def _yielding(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a preset or file, without steps and patience where what ranks before says how long to train."""
-    left_out = {"steps"} if given.get("steps_from") else set()
-    left_out |= {"patience"} if given.get("train_on_val") else set()
-    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def _plain(value: Any) -> Any:

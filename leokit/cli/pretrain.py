@@ -8,6 +8,7 @@ from leokit import distributed
 from leokit.cli.extract import share_cores
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import PretrainConfig
+from leokit.text import pasteable
 
 
 def command(config: PretrainConfig, output: Output) -> None:
@@ -54,10 +55,10 @@ def command(config: PretrainConfig, output: Output) -> None:
 
 def _extract(config: PretrainConfig, out: Path) -> str:
     """The command that takes the backbone's features, as a shell reads it."""
-    words = ["leokit", "extract", str(config.images), "--backbone-run", str(out)]
-    words += ["--splits", config.splits] if config.splits else []
-    words += ["--work", str(config.work)] if config.work != PretrainConfig.work else []
-    return shlex.join(words)
+    words = ["leokit extract", pasteable(config.images), "--backbone-run", pasteable(out)]
+    words += ["--splits", shlex.quote(config.splits)] if config.splits else []
+    words += ["--work", pasteable(config.work)] if config.work != PretrainConfig.work else []
+    return " ".join(words)
 
 
 def _accuracies(config: PretrainConfig, facts: dict[str, Any]) -> list[list[str]]:

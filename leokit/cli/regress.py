@@ -7,6 +7,7 @@ import typer
 from leokit.cli.options import add_command
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import RegressEvalConfig, RegressPlotConfig, RegressTrainConfig
+from leokit.text import pasteable
 
 app = typer.Typer(
     help="Few-shot regression on sines and lines: what sampled functions know about their own uncertainty (Fig. 2).",
@@ -39,7 +40,7 @@ def train(config: RegressTrainConfig, output: Output) -> None:
     ]
     table = TableData("Regression on sines and lines", ["", ""], rows, numeric=False)
     output.result({"out": str(model.folder), "id": model.id, **facts}, [table])
-    place = f" --regression {config.out}" if config.out else ""
+    place = f" --regression {pasteable(config.out)}" if config.out else ""
     output.next_command(f"leokit regress plot{place}; leokit regress eval{place}")
 
 

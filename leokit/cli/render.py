@@ -1,12 +1,17 @@
-"""How things look: results on stdout, progress and log on stderr. The only home of rich."""
+"""How things look: results on stdout, progress and log on stderr. The only home of rich.
 
-import json
+Whatever `Output` prints may hold names from disk: only here are control and other unseen characters spelled out, so
+that no name of a folder moves a cursor, sets a title or ends a line.
+"""
+
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from leokit.text import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,17 +51,22 @@ class Output:
         return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
     def text(self, text: str) -> None:
-        """Print a result as it is."""
-        sys.stdout.write(text)
+        """Print a result that is whole lines already, as a file of TOML, at once."""
+        sys.stdout.write(visible(text, "\n\t"))
+        sys.stdout.flush()
+
+    def line(self, text: str) -> None:
+        """Print one line of a result, at once."""
+        print(visible(text), flush=True)
 
     def note(self, text: str) -> None:
         """Log a line, unless quiet."""
         if not self.common.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
         """Print an error: one line, red where there are colours."""
-        self._console(stderr=True).print(f"error: {text}", style="red", soft_wrap=True)
+        self._console(stderr=True).print(f"error: {visible(text)}", style="red", soft_wrap=True)
 
     def next_command(self, command: str) -> None:
         """Tell what to run next."""
@@ -70,7 +80,7 @@ class Output:
     def result(self, data: dict[str, Any], tables: Sequence["TableData"], sentences: Sequence[str] = ()) -> None:
         """Print a result: as JSON where asked for, else as tables with sentences below."""
         if self.json:
-            print(json.dumps(data, ensure_ascii=False))
+            print(visible_json(data))
             return
         from rich import box
         from rich.table import Table
@@ -79,7 +89,7 @@ class Output:
         console = self._console(stderr=False)
         for table in tables:
             drawn = Table(
-                title=table.title,
+                title=visible(table.title),
                 box=box.SIMPLE_HEAD,
                 show_header=any(table.columns),
                 title_justify="left",
@@ -87,12 +97,12 @@ class Output:
             )
             for index, column in enumerate(table.columns):
                 numeric = table.numeric and index and all(row[index][:1] in _NUMBER for row in table.rows)
-                drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+                drawn.add_column(visible(column, "\n"), justify="right" if numeric else "left", overflow="fold")
             for row in table.rows:
-                drawn.add_row(*(Text(cell) for cell in row))
+                drawn.add_row(*(Text(visible(cell)) for cell in row))
             console.print(drawn)
         for sentence in sentences:
-            console.print(sentence)
+            console.print(visible(sentence))
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
@@ -114,7 +124,7 @@ class Output:
         columns: list[ProgressColumn] = [
             TextColumn("{task.description} {task.completed}/{task.total} {task.fields[rate]}", table_column=_fixed()),
             TextColumn("{task.fields[left]}", table_column=_fixed()),
-            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         ]
         if console.width >= _WIDE:
             columns.insert(1, BarColumn(bar_width=20))
@@ -124,7 +134,7 @@ class Output:
 
             def move(done: int, total: int, text: str = "") -> None:
                 rate, left, _ = pace.at(done, total)
-                bar.update(task, completed=done, total=total, status=text, rate=rate, left=left)
+                bar.update(task, completed=done, total=total, status=visible(text), rate=rate, left=left)
 
             yield move
 
@@ -173,7 +183,7 @@ def _lines(what: str) -> Progress:
             return
         last = now
         parts = [f"{what}: {done}/{total}", rate, left, text]
-        print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        print(visible("  ".join(part for part in parts if part)), file=sys.stderr, flush=True)
 
     return move
 

@@ -35,7 +35,7 @@ def command(config: VerifyConfig, output: Output) -> None:
     if not output.json:  # as they are: a line each, however narrow the terminal
         for verdict in verdicts:
             for text in (*verdict.faults, *(f"note: {note}" for note in verdict.notes)):
-                output.text(f"{text}\n")
+                output.line(text)
     wrong = [verdict for verdict in verdicts if verdict.faults]
     if wrong:
         faults = sum(len(verdict.faults) for verdict in wrong)

@@ -8,12 +8,14 @@ after the last one.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from leokit.backbones import Backbone
 from leokit.engine.models import BLOCK, Fetch, Model
@@ -132,6 +134,52 @@ def make_decoder(
         return gpu_decoder(root, preprocessing, model.device, workers, members=members)
     ahead = None if batch_size is None else max(1, -(-batch_size // BLOCK))
     return decoder(root, preprocessing, workers, members=members, ahead=ahead, allocate=model.room)
+
+
+def embed_images(
+    blocks: Iterable[tuple[str, ...]],
+    model: Model,
+    root: Path,
+    *,
+    workers: int,
+    members: Mapping[str, Member] | None = None,
+) -> Iterator[tuple[tuple[str, ...], NDArray[np.float32], dict[int, str]]]:
+    """Embed blocks of images as they come, without writing anything.
+
+    Args:
+        blocks: paths of images under `root`, as `leokit.images.scan.escape` gives them. What goes through the model
+            together follows from the blocks; an empty one costs nothing, and lets the caller have what is done.
+        model: a backbone on its device.
+        root: of the paths.
+        workers: processes that decode; 0 decodes in this one.
+        members: of the images that lie in archives, see `ImageTree`.
+
+    Yields:
+        For each block its paths, vectors (n, D), and for each image that could not be read its place and the reason.
+    """
+    asked: deque[tuple[str, ...]] = deque()
+
+    def noted() -> Iterator[tuple[str, ...]]:
+        for block in blocks:
+            asked.append(block)
+            yield block
+
+    started: deque[tuple[tuple[str, ...], Decoded, Fetch]] = deque()
+    with make_decoder(model, root, workers, members, None) as decode:
+        for decoded in decode(noted()):
+            block = asked.popleft()
+            if block:
+                started.append((block, decoded, model.start(decoded.pixels)))
+            while started and (not block or len(started) > model.late):
+                yield _embedded(*started.popleft())
+        while started:
+            yield _embedded(*started.popleft())
+
+
+def _embedded(
+    block: tuple[str, ...], decoded: Decoded, fetch: Fetch
+) -> tuple[tuple[str, ...], NDArray[np.float32], dict[int, str]]:
+    return block, fetch(), decoded.reasons
 
 
 def blocks_of(shard: Shard) -> Iterator[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leokit import randomness
-from leokit.calibration import Floats
+from leokit.calibration import Floats, entropy
 from leokit.engine.scoring import blocks_of, one_thread
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 
@@ -129,17 +129,33 @@ def _block(
     both = torch.cat([inside, beyond], 1)
     found = {}
     for name, members in predictives.items():
-        parts = [_logits(member, support, both, numbers) for member in members]  # each (S, B, M, N)
-        logits = torch.cat(parts)
-        samples = logits.softmax(-1)
-        aleatoric = torch.special.entr(samples).sum(-1).mean(0)
-        pieces = [samples.mean(0), aleatoric, logits.amax(-1).mean(0)]
-        values = [piece.double().cpu().numpy() for piece in pieces]
+        values = answers(torch.cat([_logits(member, support, both, numbers) for member in members]))
         count = inside.shape[1]
         found[name] = Predicted(
             Answers(*(value[:, :count] for value in values)), Answers(*(value[:, count:] for value in values))
         )
     return tuple(value.cpu().numpy() for value in (rows.classes, inside, beyond)), found
+
+
+def answers(logits: Tensor) -> Answers:
+    """What samples of classifiers say together, from their logits (S, E, M, N)."""
+    samples = logits.softmax(-1)
+    aleatoric = torch.special.entr(samples).sum(-1).mean(0)
+    pieces = (samples.mean(0), aleatoric, logits.amax(-1).mean(0))
+    return Answers(*(piece.double().cpu().numpy() for piece in pieces))
+
+
+def scores(given: Answers, *, parted: bool) -> dict[str, Floats]:
+    """Scores (E, M) that are higher for queries of the episode's classes than for others, as a rule.
+
+    `highest` is the largest logit, or the scaled cosine to a class mean. `parted` tells whether the predictive averages
+    several classifiers, whose disagreement is then a score too.
+    """
+    total = entropy(given.probabilities)
+    found = {"maximum_probability": given.probabilities.max(-1), "entropy": -total}
+    if parted:
+        found["mutual_information"] = given.aleatoric - total
+    return found | {"highest": given.highest}
 
 
 def _logits(member: Member, support: Tensor, queries: Tensor, numbers: range) -> Tensor:

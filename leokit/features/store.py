@@ -53,6 +53,14 @@ class FeatureStore(manifest.Artifact):
     """A finished feature artifact, opened for reading; its files' footers are read, and no more.
 
     Its facts are those of `leokit.features.facts_of`.
+
+    Example:
+        >>> features = FeatureStore.open(work / "features")
+        >>> features.splits, features.dim
+        (['train', 'val', 'test'], 24)
+        >>> name = features.classes("test")[0]
+        >>> features.read_class("test", name).shape == (features.counts("test")[0], features.dim)
+        True
     """
 
     def __init__(self, folder: Path, checked: manifest.Manifest) -> None:

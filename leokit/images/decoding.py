@@ -173,7 +173,9 @@ def _decode_ahead(
 
 
 def _joined(pixels: NDArray[np.uint8], futures: list[Future[Decoded]]) -> Decoded:
-    """A block, once all groups of it are there."""
+    """A block, once all groups of it are there; an empty block has none."""
+    if not futures:
+        return Decoded(pixels, {})
     groups = [future.result() for future in futures]
     reasons = {at * GROUP + position: why for at, group in enumerate(groups) for position, why in group.reasons.items()}
     reading, decoding = (sum(values) for values in zip(*((g.reading, g.decoding) for g in groups), strict=True))

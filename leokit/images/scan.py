@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,14 @@ def image_path(root: Path, image: str) -> Path:
 
 
 def escape(name: bytes) -> str:
-    r"""A file name as text: UTF-8 where it is that, any other byte as `\xNN`, a backslash as two."""
+    r"""A file name as text: UTF-8 where it is that, any other byte as `\xNN`, a backslash as two.
+
+    Example:
+        >>> print(escape("Käse".encode() + b" \xff"))
+        Käse \xff
+        >>> unescape(escape(b"\xff")) == b"\xff"
+        True
+    """
     return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
@@ -174,6 +181,33 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 def _is_image(entry: os.DirEntry[bytes]) -> bool:
     """Whether a file is an image by its name; a broken link is one (that cannot be read), a named pipe is none."""
     return _is_image_name(entry.name) and (entry.is_symlink() or entry.is_file())
+
+
+def images_under(folder: Path) -> Iterator[str]:
+    """The images of a folder at any depth, as `escape` gives their paths; bytewise by name, a folder's own ones first.
+
+    Hidden files and folders are left alone. Links to folders are followed, but for those that lead back to where they
+    are.
+    """
+    top = os.fsencode(folder)
+    above: dict[bytes, tuple[tuple[int, int] | None, ...]] = {
+        top: (_identity(top),)
+    }  # of each folder to come, itself and those that it lies in
+    for place, folders, files in os.walk(top, followlinks=True):
+        chain = above.pop(place)
+        inside = {name: _identity(os.path.join(place, name)) for name in sorted(folders) if not name.startswith(b".")}
+        folders[:] = [name for name, identity in inside.items() if identity not in chain]
+        above |= {os.path.join(place, name): (*chain, inside[name]) for name in folders}
+        yield from (escape(os.path.join(place, name)) for name in sorted(files) if _is_image_name(name))
+
+
+def _identity(folder: bytes) -> tuple[int, int] | None:
+    """What identifies a folder, by whichever path it is come to; None where it cannot be asked."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _is_image_name(name: bytes) -> bool:

@@ -73,8 +73,11 @@ class Learner(Protocol):
         """The meta-objective of support (B, N, K, D) and query (B, N, Q, D)."""
         ...
 
-    def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
-        """The classifiers (B, N, D) of evaluation, from support (B, N, K, D) of the episodes of these numbers."""
+    def weights(self, tensors: Tensors, support: Tensor, numbers: range, shares: Tensor | None = None) -> Tensor:
+        """The classifiers (B, N, D) of evaluation, from support (B, N, K, D) of the episodes of these numbers.
+
+        Where classes have different numbers of images, shares are (B, N, K) as `adapt` takes them.
+        """
         ...
 
     def path(self, tensors: Tensors, support: Tensor, numbers: range) -> Path:
@@ -85,7 +88,9 @@ class Learner(Protocol):
         """The linear map (Z, D) by which a step of a class's code moves its weights; None where there are no codes."""
         ...
 
-    def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
+    def posterior(
+        self, tensors: Tensors, support: Tensor, numbers: range, samples: int, shares: Tensor | None = None
+    ) -> Tensor:
         """Classifiers (S, B, N, D) from samples of codes and weights, each adapted; arguments as of `weights`."""
         ...
 
@@ -134,9 +139,9 @@ class LatentLearner:
         parameters, anchor = split_anchor(tensors)
         return meta_loss(parameters, support, query, penalties(self.config), self.method, draws, anchor)
 
-    def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
+    def weights(self, tensors: Tensors, support: Tensor, numbers: range, shares: Tensor | None = None) -> Tensor:
         """See `Learner`."""
-        return self._adapt(tensors, support, numbers, self.method).weights
+        return self._adapt(tensors, support, numbers, self.method, shares).weights
 
     def path(self, tensors: Tensors, support: Tensor, numbers: range) -> Path:
         """See `Learner`: a point is what adapting with as many steps as lead to it gives."""
@@ -153,13 +158,17 @@ class LatentLearner:
         means = parameters.decoder.chunk(2, dim=1)[0]
         return means if anchor is None else anchor.gate * means
 
-    def _adapt(self, tensors: Tensors, support: Tensor, numbers: range, method: Method) -> Adapted:
+    def _adapt(
+        self, tensors: Tensors, support: Tensor, numbers: range, method: Method, shares: Tensor | None = None
+    ) -> Adapted:
         """Adapt as evaluation does, by means of codes and weights."""
         parameters, anchor = split_anchor(tensors)
         draws = None if method.encoded else Draws(codes=self._prior_codes(support, numbers))
-        return adapt(parameters, support, method, draws, anchor)
+        return adapt(parameters, support, method, draws, anchor, shares)
 
-    def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
+    def posterior(
+        self, tensors: Tensors, support: Tensor, numbers: range, samples: int, shares: Tensor | None = None
+    ) -> Tensor:
         """See `Learner`.
 
         Raises:
@@ -170,7 +179,7 @@ class LatentLearner:
         parameters, anchor = split_anchor(tensors)
         shapes = _shapes(self.config, self.dim, self.method, ways=support.shape[-3])
         draws = posterior_draws(shapes, seed=self.config.seed, episodes=numbers, samples=samples, like=support)
-        return adapt(parameters, support, self.method, draws, anchor).weights
+        return adapt(parameters, support, self.method, draws, anchor, shares).weights
 
     def _prior_codes(self, support: Tensor, numbers: range) -> Tensor:
         """Codes (B, N, 1, Z) drawn by (seed, number of the episode)."""
@@ -235,7 +244,7 @@ class MetaSGD:
         total = query_loss.mean() + self.config.l2_weight * l2
         return MetaLoss(total, query_loss, accuracy, none, none, l2, none)
 
-    def weights(self, tensors: Tensors, support: Tensor, numbers: range) -> Tensor:
+    def weights(self, tensors: Tensors, support: Tensor, numbers: range, shares: Tensor | None = None) -> Tensor:
         """See `Learner`.
 
         Raises:
@@ -243,8 +252,8 @@ class MetaSGD:
         """
         trained = len(tensors["start"])
         if support.shape[-3] != trained:
-            raise UsageError(f"--ways {support.shape[-3]}: a meta-sgd run is tested at its own {trained} ways only.")
-        return self._adapt(tensors, support, Draws())
+            raise UsageError(f"--ways {support.shape[-3]}: a meta-sgd run has its own {trained} ways only.")
+        return self._adapt(tensors, support, Draws(), shares=shares)
 
     def path(self, tensors: Tensors, support: Tensor, numbers: range) -> Path:
         """See `Learner`: a point is what adapting with as many steps as lead to it gives."""
@@ -255,7 +264,9 @@ class MetaSGD:
         """See `Learner`: there is none."""
         return None
 
-    def posterior(self, tensors: Tensors, support: Tensor, numbers: range, samples: int) -> Tensor:
+    def posterior(
+        self, tensors: Tensors, support: Tensor, numbers: range, samples: int, shares: Tensor | None = None
+    ) -> Tensor:
         """See `Learner`.
 
         Raises:
@@ -263,9 +274,11 @@ class MetaSGD:
         """
         raise UsageError("meta-sgd: it has no codes, so it has no samples to draw.")
 
-    def _adapt(self, tensors: Tensors, support: Tensor, draws: Draws, steps: int | None = None) -> Tensor:
+    def _adapt(
+        self, tensors: Tensors, support: Tensor, draws: Draws, steps: int | None = None, shares: Tensor | None = None
+    ) -> Tensor:
         steps = self._steps if steps is None else steps
-        images, _ = support_steps(support, None, draws, steps, support.shape[:-3])
+        images, _ = support_steps(support, shares, draws, steps, support.shape[:-3])
         start = tensors["start"].expand(*support.shape[:-3], -1, -1)
         weights: Tensor = WeightLoop.apply(start, tensors["lr"], *images, steps)
         return weights

@@ -90,12 +90,11 @@ class Accuracies:
     best_runs: frozenset[str]
 
 
-def accuracies(found: Collection) -> Accuracies:
+def accuracies(evaluations: Sequence[Evaluation]) -> Accuracies:
     """Highlights, what must be known to read them, and the section of all accuracies; empty without evaluations."""
-    evaluations, groups = _open(found)
-    if not groups:
+    if not evaluations:
         return Accuracies((), (), (), frozenset())
-    settings = _settings(groups)
+    settings = _settings(group_by_seed(evaluations))
     tested = [setting for setting in settings if setting.summary["split"] == "test"] or settings
     notes = [seen_note(entry.summary["classes_seen"], seen_in_words(entry.summary)) for entry in evaluations]
     trained = list(dict.fromkeys(filter(None, (trained_in_words(entry.summary) for entry in evaluations))))
@@ -112,15 +111,15 @@ def accuracies(found: Collection) -> Accuracies:
     )
 
 
-def _open(found: Collection) -> tuple[list[Evaluation], list[Group]]:
-    """The evaluations that are whole, and their groups whose numbers can be read."""
+def open_evaluations(found: Collection) -> list[Evaluation]:
+    """The evaluations that are whole, and whose numbers can be read."""
     opened = []
     for artifact in found.of("eval"):
         with found.guarded(artifact):
             entry = open_evaluation(artifact.folder)
             _check(entry)
             opened.append(entry)
-    return opened, group_by_seed(opened)
+    return opened
 
 
 def _check(entry: Evaluation) -> None:

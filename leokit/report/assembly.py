@@ -1,7 +1,7 @@
 """The page: which sections, in which order, and what stands above them."""
 
 from leokit import __version__
-from leokit.report.accuracy import accuracies
+from leokit.report.accuracy import accuracies, open_evaluations
 from leokit.report.collecting import Collection
 from leokit.report.generic import generic
 from leokit.report.model import Cell, Column, Note, Page, Section, Table
@@ -28,7 +28,7 @@ _NOUNS = {
 
 def assemble(found: Collection) -> Page:
     """The page of what a work folder holds; troubles that appear on the way are added to the collection."""
-    tested = accuracies(found)
+    tested = accuracies(open_evaluations(found))
     sections = [
         *tested.sections,
         *uncertainty(found),

@@ -16,6 +16,8 @@ from leokit.report.pictures import size
 from leokit.report.words import mapping
 
 SUMMARY = "summary.json"
+CARD = "card.json"  # in the folder of a model card: which files are of it
+UNFINISHED_CARD = ".card-unfinished"
 _ROOMS = ("runs", "eval", "uncertainty", "tables", "analysis", "search", "regression", "regression-eval")
 _ORDER = ("demo", "backbone", "features", "run", "eval", "uncertainty", "table")  # of kinds, as they are made
 _WITHOUT_FIGURES = ("demo", "features")  # their pictures are data
@@ -109,6 +111,8 @@ def collect(work: Path) -> Collection:
         raise ArtifactError(f"{work} is an artifact, not a work folder: name the folder that it lies in by --work.")
     found = Collection(work)
     for folder in _folders(work):
+        if is_card(folder):
+            continue  # a copy of what is here
         if _is_artifact(folder):
             _take(found, folder)
         elif _is_work(folder):
@@ -164,6 +168,11 @@ def _take(found: Collection, folder: Path) -> None:
 
 def _is_artifact(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (manifest.MANIFEST, manifest.UNFINISHED))
+
+
+def is_card(folder: Path) -> bool:
+    """Whether `leokit report --card` wrote a folder, or is about to."""
+    return any((folder / name).is_file() for name in (CARD, UNFINISHED_CARD))
 
 
 def _is_work(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 from leokit.report.model import Dot, DotPlot
-from leokit.report.words import visible
+from leokit.text import visible
 
 WIDTH = 460.0
 _TOP, _ROW, _BOTTOM = 8.0, 26.0, 40.0

@@ -7,7 +7,7 @@ from leokit.report.collecting import SUMMARY, Artifact, Collection, figures
 from leokit.report.model import Block, Cell, Column, Figures, Fold, Part, Section, Table, Text
 from leokit.report.words import anything, between, interval, is_number, plural
 
-_KNOWN = ("features", "backbone", "run", "eval", "uncertainty", "table", "demo")
+_KNOWN = ("features", "backbone", "run", "eval", "uncertainty", "table", "demo", "classifier")
 _TITLES = {
     "search": "Search of hyper-parameters",
     "analysis": "Analysis: codes and curvature",

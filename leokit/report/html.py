@@ -9,7 +9,7 @@ from typing import Any
 from leokit.report.dotplot import draw
 from leokit.report.model import Block, Figure, Figures, Fold, Page, Part
 from leokit.report.pictures import compact
-from leokit.report.words import visible
+from leokit.text import visible
 
 MARK = "<!-- leokit report -->"
 

@@ -23,7 +23,7 @@ from leokit.report.model import (
     Table,
     Text,
 )
-from leokit.report.words import visible
+from leokit.text import visible
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~#]")
 _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -40,7 +40,7 @@ def to_markdown(page: Page, folder: Path) -> str:
     parts += [_highlight(best) for best in page.highlights]
     parts += [_note(note) for note in page.notes]
     for section in page.sections:
-        parts += [f"## {escape(section.title)}", *_blocks(section.blocks, folder, 3)]
+        parts += [f"## {escape(section.title)}", *in_markdown(section.blocks, folder)]
     return "\n\n".join([*parts, escape(page.footer)]) + "\n"
 
 
@@ -50,7 +50,8 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"\\{match[0]}", plain)
 
 
-def _blocks(blocks: Sequence[Block], folder: Path, level: int) -> Iterator[str]:
+def in_markdown(blocks: Sequence[Block], folder: Path, level: int = 3) -> Iterator[str]:
+    """Blocks, one after the other, with headings of this level for their parts."""
     for block in blocks:
         match block:
             case Table():
@@ -70,7 +71,7 @@ def _blocks(blocks: Sequence[Block], folder: Path, level: int) -> Iterator[str]:
                 yield "\n".join(f"- {escape(name)}: {_cell(cell)}" for name, cell in block.pairs)
             case Fold() | Part():
                 yield f"{'#' * min(level, 6)} {escape(block.title)}"
-                yield from _blocks(block.blocks, folder, level + 1)
+                yield from in_markdown(block.blocks, folder, level + 1)
 
 
 def _highlight(best: Highlight) -> str:

@@ -83,11 +83,10 @@ def provenance(found: Collection) -> list[Section]:
     artifacts = found.artifacts
     if not artifacts:
         return []
-    inputs = {artifact.name: _inputs(found, artifact) for artifact in artifacts}
     blocks: list[Block] = [
-        _overview(artifacts, inputs),
+        overview(found),
         *_commands(artifacts),
-        *(Text(text) for text in _versions(artifacts)),
+        *versions(artifacts),
         Text(
             "Summaries, episodes and pictures were compared with their recorded hashes; features and weights were not: "
             "leokit verify does that."
@@ -139,9 +138,10 @@ def _inputs(found: Collection, artifact: Artifact) -> str:
     return "; ".join(dict.fromkeys(names)) or NOTHING
 
 
-def _overview(artifacts: Sequence[Artifact], inputs: dict[str, str]) -> Table:
+def overview(found: Collection) -> Table:
+    """A row for each artifact: what it is, its id, and what it was made from, when and where."""
     rows = []
-    for artifact in artifacts:
+    for artifact in found.artifacts:
         info = artifact.manifest.info
         size = sum(entry.bytes for entry in artifact.manifest.files.values())
         rows.append(
@@ -149,7 +149,7 @@ def _overview(artifacts: Sequence[Artifact], inputs: dict[str, str]) -> Table:
                 Cell(artifact.name),
                 Cell(artifact.kind),
                 Cell(artifact.manifest.id[:_SHORT_ID], code=True),
-                Cell(inputs[artifact.name]),
+                Cell(_inputs(found, artifact)),
                 Cell(str(info.get("created") or NOTHING).replace("T", " ").replace("+00:00", " UTC")),
                 anything(info.get("device")),
                 number(info.get("seconds"), 1),
@@ -186,7 +186,7 @@ def _command(arguments: Sequence[Any]) -> str:
     return shlex.join(["leokit" if ours else str(program), *map(str, arguments[1:])])
 
 
-def _versions(artifacts: Sequence[Artifact]) -> list[str]:
+def versions(artifacts: Sequence[Artifact]) -> list[Text]:
     """The versions of libraries and the machines that artifacts were made with, a sentence for each set of them."""
     made: dict[str, list[str]] = {}
     for artifact in artifacts:
@@ -196,8 +196,8 @@ def _versions(artifacts: Sequence[Artifact]) -> list[str]:
             words = f"{', '.join(libraries)}; Python {info.get('python')}; {info.get('platform')}."
             made.setdefault(words, []).append(artifact.name)
     if len(made) == 1 and len(next(iter(made.values()))) == len(artifacts):
-        return [f"All made with {words}" for words in made]
-    return [f"{_some(names)} made with {words}" for words, names in made.items()]
+        return [Text(f"All made with {words}") for words in made]
+    return [Text(f"{_some(names)} made with {words}") for words, names in made.items()]
 
 
 def _details(artifact: Artifact) -> Facts:

@@ -1,6 +1,5 @@
 """Numbers and names as text."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,19 +7,6 @@ from leokit.report.model import Cell, Column
 
 NOTHING = "–"  # where there is no number
 _LARGEST = 1e300  # above it an integer of JSON fits no float; not less than NaN
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of characters that no reader sees as themselves
-
-
-def visible(text: str) -> str:
-    r"""A text in which control, direction and other unseen characters are spelled out, as `\x0a` or `\u202e`."""
-    return "".join(
-        character if unicodedata.category(character) not in _HIDDEN else _spelled(character) for character in text
-    )
-
-
-def _spelled(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def is_number(value: object) -> bool:

@@ -16,6 +16,7 @@ from leokit.config import TableConfig, identity
 from leokit.errors import ArtifactError
 from leokit.evaluations import Evaluation, Group, group_by_seed, open_evaluation, seen_in_words
 from leokit.provenance import information
+from leokit.tables import spreadsheet_safe
 
 SCHEMA = "leokit/table@1"
 WAYS, SHOTS = 5, (1, 5)  # what the paper's tables are of
@@ -279,5 +280,6 @@ def _csv(content: dict[str, Any]) -> str:
         for shots, entry in row["by_shots"].items():
             if entry:
                 numbers = [entry[key] for key in MEASURES]
-                writer.writerow([row["method"], row["whose"], entry["seeds"], shots, *numbers])
+                names = [spreadsheet_safe(row[key]) for key in ("method", "whose")]
+                writer.writerow([*names, entry["seeds"], shots, *numbers])
     return file.getvalue()

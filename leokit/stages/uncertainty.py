@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from leokit import calibration, manifest, randomness
 from leokit.assessment import Assessment, Truth, assess, open_set, prediction_sets
-from leokit.baselines import class_mean, logistic_regression
 from leokit.calibration import Floats
 from leokit.config import UncertaintyConfig, default_run, default_workers, identity, read_numbers
 from leokit.devices import resolve_device
-from leokit.engine.predictives import Answers, Episodes, Member, Predicted, can_mislabel, predict_episodes
-from leokit.engine.training import classifier
+from leokit.engine.members import CLASS_MEAN, LOGISTIC, baseline_member, learner_of, run_member
+from leokit.engine.predictives import Episodes, Member, Predicted, can_mislabel, predict_episodes, scores
 from leokit.episodes import EpisodeSampler, FeatureMatrix, require_enough, types_of
 from leokit.errors import ArtifactError, UsageError
 from leokit.features import FeatureStore
 from leokit.figures.uncertainty import draw_open_set, draw_reliability, draw_risk_coverage, draw_shots
-from leokit.leo.learners import Learner, Tensors, make_learner
 from leokit.provenance import information
 from leokit.runs import Run, check_same_backbone, check_ways, open_run
 from leokit.splits import classes_seen
@@ -34,14 +32,7 @@ SCHEMA = "leokit/uncertainty@1"
 PREDICTIONS = "predictions.parquet"
 SUMMARY = "summary.json"
 RELIABILITY, RISK, OPEN_SET, SHOTS = "reliability.png", "risk_coverage.png", "open_set.png", "shots.png"
-COSINE_SCALE = 10.0  # what a cosine to a class mean is multiplied with to be a logit, before any temperature
-DETERMINISTIC, SAMPLED, ENSEMBLE, CLASS_MEAN, LOGISTIC = (
-    "deterministic",
-    "sampled",
-    "ensemble",
-    "class-mean",
-    "logistic",
-)
+DETERMINISTIC, SAMPLED, ENSEMBLE = "deterministic", "sampled", "ensemble"
 _PARTED = (SAMPLED, ENSEMBLE)  # predictives that average several classifiers
 
 Report = Callable[[int, int, str], None]
@@ -254,20 +245,16 @@ def _remarks(study: _Study) -> Iterator[str]:
 # Predictives
 
 
-class _Features:
-    """The features of a split, and as each run wants them."""
-
-    def __init__(self, study: _Study, split: str) -> None:
-        dtype, held = types_of(study.runs[0].config)
-        self.plain = FeatureMatrix(study.store.load(split), device=study.device, dtype=dtype, held=held)
-        self.of_runs = [self.plain if each.centre is None else self.plain.centred(each.centre) for each in study.runs]
+def _features(study: _Study, split: str) -> FeatureMatrix:
+    dtype, held = types_of(study.runs[0].config)
+    return FeatureMatrix(study.store.load(split), device=study.device, dtype=dtype, held=held)
 
 
 def _names(study: _Study) -> list[str]:
     """The predictives that there are."""
     found = {
         DETERMINISTIC: True,
-        SAMPLED: _learner(study, study.runs[0]).has_posterior,
+        SAMPLED: learner_of(study.runs[0]).has_posterior,
         ENSEMBLE: len(study.runs) > 1,
         CLASS_MEAN: True,
         LOGISTIC: True,
@@ -275,32 +262,14 @@ def _names(study: _Study) -> list[str]:
     return [name for name, there in found.items() if there]
 
 
-def _members(study: _Study, name: str, features: _Features) -> list[Member]:
-    """The classifiers of a predictive."""
-    if name == CLASS_MEAN:
-        return [Member(features.plain, lambda support, _: COSINE_SCALE * class_mean(support))]
-    if name == LOGISTIC:
-        return [Member(features.plain, lambda support, _: logistic_regression(support))]
-    runs = list(zip(study.runs, features.of_runs, strict=True))[: None if name == ENSEMBLE else 1]
-    make = _sampled if name == SAMPLED else _single
-    return [make(study, each, matrix) for each, matrix in runs]
-
-
-def _single(study: _Study, run: Run, features: FeatureMatrix) -> Member:
-    return Member(features, classifier(_learner(study, run), _tensors(study, run)))
-
-
-def _sampled(study: _Study, run: Run, features: FeatureMatrix) -> Member:
-    learner, tensors, samples = _learner(study, run), _tensors(study, run), study.config.samples
-    return Member(features, lambda support, numbers: learner.posterior(tensors, support, numbers, samples), samples)
-
-
-def _learner(study: _Study, run: Run) -> Learner:
-    return make_learner(run.config, study.store.dim)
-
-
-def _tensors(study: _Study, run: Run) -> Tensors:
-    return {name: value.to(study.device) for name, value in run.parameters.items()}
+def _members(study: _Study, features: FeatureMatrix) -> dict[str, list[Member]]:
+    """The classifiers of each predictive, on the features of a split."""
+    single = [run_member(each, features) for each in study.runs]
+    found = {DETERMINISTIC: single[:1], ENSEMBLE: single}
+    found |= {name: [baseline_member(name, features)] for name in (CLASS_MEAN, LOGISTIC)}
+    if SAMPLED in _names(study):
+        found[SAMPLED] = [run_member(study.runs[0], features, samples=study.config.samples)]
+    return found
 
 
 # Measuring
@@ -321,7 +290,7 @@ class _Predictor:
     def predict(
         self,
         name: str,
-        features: _Features,
+        members: dict[str, list[Member]],
         sampler: EpisodeSampler,
         *,
         episodes: int,
@@ -338,7 +307,7 @@ class _Predictor:
                 self.on_progress(self.done + done, self.wanted, f"{name} {what}")
 
         chosen, found = predict_episodes(
-            {name: _members(self.study, name, features)},
+            {name: members[name]},
             sampler,
             shots=shots,
             queries=config.queries,
@@ -352,8 +321,8 @@ class _Predictor:
         return chosen, found[name]
 
 
-def _sampler(study: _Study, features: _Features, purpose: str) -> EpisodeSampler:
-    return EpisodeSampler(features.plain.offsets, ways=study.ways, seed=study.config.seed, purpose=purpose)
+def _sampler(study: _Study, features: FeatureMatrix, purpose: str) -> EpisodeSampler:
+    return EpisodeSampler(features.offsets, ways=study.ways, seed=study.config.seed, purpose=purpose)
 
 
 def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -361,13 +330,14 @@ def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any],
     config, names = study.config, _names(study)
     predictor = _Predictor(study, on_progress)
     fitted = _fit(study, predictor) if config.calibration_episodes else {}
-    features = _Features(study, "test")
+    features = _features(study, "test")
     sampler = _sampler(study, features, "evaluation")  # the episodes of `leokit eval`
+    members = _members(study, features)
     predicted = {}
     for name in names:
         episodes, predicted[name] = predictor.predict(
             name,
-            features,
+            members,
             sampler,
             episodes=config.episodes,
             shots=study.shots,
@@ -388,8 +358,8 @@ def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any],
         for name, fit in fitted.items()
     }
     tempered = {name: assess(values, truth) for name, values in at_temperature.items()}
-    scores = {name: _scores(name, found) for name, found in predicted.items()} if study.has_outside else {}
-    curve = list(_curve(study, predictor, features, sampler))
+    by_score = {name: _scores(name, found) for name, found in predicted.items()} if study.has_outside else {}
+    curve = list(_curve(study, predictor, members, sampler))
     _write_predictions(study.folder / PREDICTIONS, study, episodes, predicted)
     summary = _setting(study) | {
         "predictives": {
@@ -405,7 +375,8 @@ def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any],
             for name in names
         },
         "open_set": {
-            name: {score: asdict(open_set(*sides)) for score, sides in found.items()} for name, found in scores.items()
+            name: {score: asdict(open_set(*sides)) for score, sides in found.items()}
+            for name, found in by_score.items()
         },
         "sets": {
             name: [
@@ -418,18 +389,18 @@ def _measure(study: _Study, on_progress: Report | None) -> tuple[dict[str, Any],
         "decomposition": curve,
         "class_errors": {name: _by_class(study, found) for name, found in (tempered or raw).items()},
     }
-    return summary, _draw(study, raw, tempered, scores, curve)
+    return summary, _draw(study, raw, tempered, by_score, curve)
 
 
 def _fit(study: _Study, predictor: _Predictor) -> dict[str, _Fitted]:
     """Temperature and conformal scores of each predictive, from meta-val episodes that selected nothing."""
     count = study.config.calibration_episodes
-    features = _Features(study, "val")
-    sampler = _sampler(study, features, "calibration")
+    features = _features(study, "val")
+    sampler, members = _sampler(study, features, "calibration"), _members(study, features)
     found = {}
     for name in _names(study):
         episodes, predicted = predictor.predict(
-            name, features, sampler, episodes=count, shots=study.shots, what="on meta-val"
+            name, members, sampler, episodes=count, shots=study.shots, what="on meta-val"
         )
         probabilities = predicted.inside.probabilities
         queries = len(episodes.labels)
@@ -446,20 +417,13 @@ def _fit(study: _Study, predictor: _Predictor) -> dict[str, _Fitted]:
 
 def _scores(name: str, predicted: Predicted) -> dict[str, tuple[Floats, Floats]]:
     """Scores that are higher for inside queries: by name, of the inside (E, M) and of the outside ones (E, O)."""
-
-    def of(answers: Answers) -> dict[str, Floats]:
-        total = calibration.entropy(answers.probabilities)
-        found = {"maximum_probability": answers.probabilities.max(-1), "entropy": -total}
-        if name in _PARTED:
-            found["mutual_information"] = answers.aleatoric - total
-        return found | {"cosine_distance" if name == CLASS_MEAN else "maximum_logit": answers.highest}
-
-    inside, outside = of(predicted.inside), of(predicted.outside)
-    return {score: (inside[score], outside[score]) for score in inside}
+    inside, outside = (scores(side, parted=name in _PARTED) for side in predicted)
+    names = {"highest": "cosine_distance" if name == CLASS_MEAN else "maximum_logit"}
+    return {names.get(score, score): (inside[score], outside[score]) for score in inside}
 
 
 def _curve(
-    study: _Study, predictor: _Predictor, features: _Features, sampler: EpisodeSampler
+    study: _Study, predictor: _Predictor, members: dict[str, list[Member]], sampler: EpisodeSampler
 ) -> Iterator[dict[str, Any]]:
     """Parts of uncertainty at each number of shots and share of label noise, means over queries."""
     for name in (name for name in _names(study) if name in _PARTED):
@@ -470,7 +434,7 @@ def _curve(
                     continue
                 episodes, predicted = predictor.predict(
                     name,
-                    features,
+                    members,
                     sampler,
                     episodes=study.config.curve_episodes,
                     shots=shots,
@@ -570,15 +534,15 @@ def _draw(
     study: _Study,
     raw: dict[str, Assessment],
     tempered: dict[str, Assessment],
-    scores: dict[str, dict[str, tuple[Floats, Floats]]],
+    by_score: dict[str, dict[str, tuple[Floats, Floats]]],
     curve: list[dict[str, Any]],
 ) -> dict[str, str]:
     """Draw the pictures; their alternative texts by name."""
     folder, title = study.folder, f"{study.runs[0].folder.name}, {study.ways}-way {study.shots}-shot, meta-test"
     drawn = {RELIABILITY: draw_reliability(folder / RELIABILITY, raw, tempered, title=title)}
     drawn[RISK] = draw_risk_coverage(folder / RISK, raw, title=title)
-    if scores:
-        drawn[OPEN_SET] = draw_open_set(folder / OPEN_SET, scores, title=title)
+    if by_score:
+        drawn[OPEN_SET] = draw_open_set(folder / OPEN_SET, by_score, title=title)
     if curve:
         drawn[SHOTS] = draw_shots(folder / SHOTS, curve, title=title)
     return drawn

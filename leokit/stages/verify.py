@@ -321,6 +321,27 @@ def _backbone_faults(
             yield f"{MANIFEST}: says {found.facts['dim']} features, and the backbone gives {dim}"
 
 
+def _classifier_faults(
+    folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
+) -> Iterator[str]:
+    """What is wrong with the contents of a classifier: what meta-val said of it must follow from its arrays."""
+    from leokit.classifiers import WEIGHTS, open_classifier
+
+    if damaged:
+        return
+    classifier, _ = open_classifier(folder)
+    if not classifier.weights.isfinite().all():
+        yield f"{WEIGHTS}: weights has values that are not finite"
+    evidence = classifier.evidence
+    if evidence is None:
+        return
+    if len(evidence.conformal) != evidence.episodes:
+        yield f"{WEIGHTS}: {len(evidence.conformal)} conformal scores, but {evidence.episodes} episodes"
+    for name in ("conformal", "inside", "outside"):
+        if (np.diff(getattr(evidence, name)) < 0).any():
+            yield f"{WEIGHTS}: {name} does not rise"
+
+
 def _regression_faults(
     folder: Path, found: Manifest, damaged: Collection[str], step: Callable[[str], None]
 ) -> Iterator[str]:
@@ -377,6 +398,7 @@ _CHECKS: dict[str, Check] = {
     "leokit/run@1": _run_faults,
     "leokit/eval@1": _eval_faults,
     "leokit/analysis@1": _analysis_faults,
+    "leokit/classifier@1": _classifier_faults,
     "leokit/demo@1": _demo_faults,
     "leokit/regression@1": _regression_faults,
     "leokit/regression-plot@1": _regression_plot_faults,

@@ -1,0 +1,138 @@
+"""From a run back to what it was made from: its features, and the backbone that embeds further images."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from leokit import backbones, manifest
+from leokit.backbones import Backbone
+from leokit.errors import ArtifactError, UsageError
+from leokit.features import SCHEMA as FEATURES
+from leokit.manifest import Manifest
+from leokit.runs import Run
+
+# What does not change the vectors, or by no more than rounding: a model that is compiled, and which library decodes.
+_MAY_DIFFER = ("compiled", "decoder")
+
+
+def find_features(run: Run, given: Path | None, work: Path) -> tuple[Path, Manifest] | None:
+    """The features that a run was trained on, by their id: where they are said to be, were then, or usually are.
+
+    Args:
+        run: the run.
+        given: where they are, by the user.
+        work: the work folder.
+
+    Returns:
+        Their folder and manifest; None where they are at none of these places.
+
+    Raises:
+        ArtifactError: other ones, or none, are where the user says.
+    """
+    entry = run.manifest.inputs["features"]
+    if given is not None:
+        found = manifest.read(given, FEATURES)
+        if found.id != entry.id:
+            raise ArtifactError(
+                f"--features {given} ({found.id[:12]}) are not those that the run {run.folder} was trained on "
+                f"({entry.id[:12]})."
+            )
+        return given, found
+    for folder in (Path(entry.path), work / "features", run.folder.absolute().parent.parent / "features"):
+        try:
+            found = manifest.read(folder, FEATURES)
+        except (ArtifactError, OSError):
+            continue
+        if found.id == entry.id:
+            return folder, found
+    return None
+
+
+def weights_from(features: Manifest | None) -> dict[str, Any]:
+    """Where the weights of the backbone of features were, as plain data: a folder of pretrain, or what extract took."""
+    if features is None:
+        return {"weights": "auto", "backbone_run": None}
+    made = features.inputs.get("backbone")
+    return {"weights": features.info.get("weights", "auto"), "backbone_run": made.path if made else None}
+
+
+def load_backbone(recorded: Mapping[str, Any] | None, source: Mapping[str, Any], given: str | None) -> Backbone:
+    """The backbone that features were made with, its weights compared by hash and its preprocessing by value.
+
+    Args:
+        recorded: of the features, as `Backbone.to_plain` says it.
+        source: see `weights_from`.
+        given: the user's word on where the weights are: a file, or a folder of pretrain.
+
+    Raises:
+        UsageError: features of a backbone that is not recorded.
+        ArtifactError: the weights are missing or others.
+    """
+    if recorded is None or "preprocessing" not in recorded:
+        raise UsageError(
+            "The run was trained on features that were imported: leokit does not know the backbone that made them, so "
+            "it cannot embed images. In Python, LEOClassifier(run) takes features."
+        )
+    folder = Path(given) if given and Path(given).is_dir() else None
+    if given is None and source["backbone_run"]:
+        folder = Path(source["backbone_run"])
+    if folder is not None and not folder.is_dir():
+        raise ArtifactError(
+            f"The backbone's weights were in {folder}, which is not there: give its folder, or the file, by --weights."
+        )
+    options = _options(recorded)
+    if folder is not None:
+        loaded = backbones.load_pretrained(folder, **options)
+    else:
+        weights = given or source["weights"]
+        if weights not in ("auto", "bundled", "pretrained") and not Path(weights).is_file():
+            raise ArtifactError(
+                f"The backbone's weights were in {weights}, which is not there: give the file by --weights."
+            )
+        loaded = backbones.load(recorded["name"], weights, **options)
+    ours, theirs = (_comparable(plain) for plain in (loaded.to_plain(), recorded))
+    changes = manifest.differences(theirs, ours)
+    if changes:
+        raise ArtifactError(
+            f"The backbone that was loaded is not the one that the run's features come from ({'; '.join(changes)}): "
+            "give its weights by --weights."
+        )
+    return loaded
+
+
+def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What `backbones.load` shall apply."""
+    applied = recorded["preprocessing"]
+    return {
+        **{key: applied[key] for key in ("image_size", "crop_pct", "interpolation", "jpeg_scaling")},
+        **{key: tuple(applied[key]) for key in ("mean", "std")},
+        **{key: recorded[key] for key in ("layer", "normalize", "precision", "views")},
+    }
+
+
+def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {key: value for key, value in plain["preprocessing"].items() if key not in _MAY_DIFFER}
+    return {key: value for key, value in plain.items() if key not in _MAY_DIFFER} | {"preprocessing": inner}
+
+
+def only_run(work: Path, given: Path | None) -> Path:
+    """The run that is meant: the one named, else the only finished one of the work folder.
+
+    Raises:
+        ArtifactError: there is none, or several.
+    """
+    if given is not None:
+        return given
+    runs = sorted(_finished(work / "runs"))
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise ArtifactError(f"There is no run in {work / 'runs'}: run `leokit meta-train` first, or give --run.")
+    raise ArtifactError(
+        f"There are {len(runs)} runs in {work / 'runs'} ({', '.join(path.name for path in runs[:5])}"
+        f"{', …' if len(runs) > 5 else ''}): say by --run which one to take."
+    )
+
+
+def _finished(folder: Path) -> Iterable[Path]:
+    return (path.parent for path in folder.glob(f"*/{manifest.MANIFEST}"))

@@ -1,0 +1,88 @@
+"""`leokit fit`: run and support images → a classifier that needs neither."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leokit import classifiers, manifest
+from leokit.classifiers import Classifier
+from leokit.config import FitConfig, identity
+from leokit.engine.chain import only_run
+from leokit.engine.classifying import make_classifier
+from leokit.errors import UsageError, disk_errors
+from leokit.images.support import read_support
+from leokit.provenance import information
+from leokit.runs import open_run
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Fitted(manifest.Artifact):
+    """A classifier on disk."""
+
+    classifier: Classifier
+
+
+def default_out(config: FitConfig) -> Path:
+    """Where the classifier goes: `--out`, else its place under the work folder."""
+    return config.out or config.work / "classifier"
+
+
+def run(
+    config: FitConfig,
+    *,
+    on_progress: Progress | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> Fitted:
+    """Adapt a run to a support set and save the classifier.
+
+    Args:
+        config: of the classifier.
+        on_progress: called with what is done and wanted, and what that is.
+        on_message: called with what a user should know, a sentence each.
+
+    Raises:
+        ArtifactError, DataError, UsageError: see `make_classifier`; or the place holds something else.
+    """
+    started = time.perf_counter()
+    tell = on_message or (lambda text: None)
+    folder = default_out(config)
+    made = make_classifier(config, on_progress=on_progress, on_message=tell)
+    identified = identity(config)
+    with manifest.locked(folder), disk_errors(folder):
+        if manifest.begin(folder, classifiers.SCHEMA, identified, made.inputs, overwrite=config.overwrite):
+            tell(manifest.already_done(folder))
+        else:
+            classifiers.save(folder, made.classifier)
+            manifest.finish(
+                folder,
+                classifiers.SCHEMA,
+                identified,
+                made.inputs,
+                results=[classifiers.WEIGHTS],
+                facts=classifiers.facts(made.classifier),
+                info=information(started=started, device=made.embedding.device),
+            )
+        saved, found = classifiers.open_classifier(folder)
+        return Fitted(folder, found, saved)
+
+
+def dry_run(config: FitConfig) -> dict[str, Any]:
+    """What `run` would do, after the checks that need no computation."""
+    if config.support is None:
+        raise UsageError("No support set: give --support, a folder with one folder of images per class, or a CSV file.")
+    opened = open_run(only_run(config.work, config.run))
+    tree = read_support(config.support)
+    counts = [len(images) for images in tree.classes.values()]
+    return {
+        "run": str(opened.folder),
+        "variant": opened.config.variant,
+        "classes": len(counts),
+        "support_images": sum(counts),
+        "images_of_a_class": f"{min(counts)} to {max(counts)}",
+        "method": config.method,
+        "out": str(default_out(config)),
+    }
