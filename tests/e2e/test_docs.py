@@ -40,6 +40,7 @@ EXCEPTIONS = {  # lines of shell, by a pattern, and why they do not run here
     r"^make ": "makes an environment; tests/e2e/test_pipelines.py runs the quickstart, and the tests are these",
     r"\b(sbatch|srun)\b": "needs Slurm",
     r"\btorchrun\b": "several processes: tests/e2e/test_extract_at_scale.py and test_pretrain.py start them",
+    r"--backend dask": "starts processes: tests/e2e/test_search.py does",
     r"\bbash pipelines/": "tests/e2e/test_pipelines.py and test_extract_at_scale.py run it",
     r"--precision bfloat16": "wants a GPU",
     r"--weights pretrained": "needs timm's hub",
@@ -81,6 +82,15 @@ TINY = {  # for each command the largest sizes
     "regress plot": {"--tasks": "60", "--samples": "4"},
     "regress eval": {"--tasks": "4", "--ambiguous": "2", "--queries": "4", "--samples": "4"},
     "bench extract": {"--image-size": "32", "--repeat": "1", "--seconds": "0.1", "--workers": "0"},
+    "search": {
+        "--trials": "2",
+        "--steps": "4",
+        "--val-every": "2",
+        "--val-episodes": "10",
+        "--val-queries": "3",
+        "--fresh-episodes": "10",
+        "--jobs": "1",
+    },
     "predict": {"--episodes": "20", "--workers": "0"},
     "fit": {"--episodes": "20", "--workers": "0"},
 }
