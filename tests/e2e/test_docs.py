@@ -40,6 +40,7 @@ EXCEPTIONS = {  # lines of shell, by a pattern, and why they do not run here
     r"^make ": "makes an environment; tests/e2e/test_pipelines.py runs the quickstart, and the tests are these",
     r"\b(sbatch|srun)\b": "needs Slurm",
     r"\btorchrun\b": "several processes: tests/e2e/test_extract_at_scale.py and test_pretrain.py start them",
+    r"^pytest ": "the tests are these",
     r"--backend dask": "starts processes: tests/e2e/test_search.py does",
     r"\bbash pipelines/": "tests/e2e/test_pipelines.py and test_extract_at_scale.py run it",
     r"--precision bfloat16": "wants a GPU",
