@@ -70,7 +70,7 @@ def draw(images: Path, episode: Episode, path: Path) -> None:
         "One image of each letter is known (left), in alphabets that were in no training.\n"
         "Names given to new ones: green is right, orange wrong, with the probability."
     )
-    with written_figure(path, 7.4, title) as figure:
+    with written_figure(path, 7.4, title, colours=128) as figure:
         ways = len(episode.classes)
         grid = figure.add_gridspec(ways, QUERIES + 2, width_ratios=[1.2, 0.2, *[1] * QUERIES])
         right = 0
