@@ -1288,6 +1288,16 @@ def read_space(name: str) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in data.items()}
 
 
+def require_support(support: Path | None) -> None:
+    """Refuse to make a classifier of nothing.
+
+    Raises:
+        UsageError: no support set is named.
+    """
+    if support is None:
+        raise UsageError("No support set: give --support, a folder with one folder of images per class, or a CSV file.")
+
+
 def nearest_preset(shots: int) -> str:
     """The miniImageNet preset nearest to a number of shots: that of 1 shot up to 2, else that of 5."""
     return "miniimagenet-1shot" if shots <= 2 else "miniimagenet-5shot"

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from leokit import manifest
 from leokit.backbones import Backbone
 from leokit.classifiers import Classifier, Evidence, Withheld
-from leokit.config import FitConfig, default_workers
+from leokit.config import FitConfig, default_workers, require_support
 from leokit.devices import resolve_device
 from leokit.engine import cache, chain
 from leokit.engine.embedding import embed_images
 from leokit.engine.fitting import LEO, METHODS, centre_of, check_method, fit, support_matrix
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.studying import Study, setting, study, withheld
-from leokit.errors import DataError, UsageError
+from leokit.errors import DataError
 from leokit.features import FeatureStore
 from leokit.images.preprocess import UnreadableImage, read_file
 from leokit.images.scan import ImageTree
@@ -57,42 +57,76 @@ class EmbeddingModel:
 
 @dataclass(frozen=True)
 class Made:
-    """A classifier with what it was made from."""
+    """A classifier, and what embeds further images for it."""
 
     classifier: Classifier
-    inputs: dict[str, manifest.Input]
     embedding: EmbeddingModel
 
 
 @dataclass(frozen=True)
-class _Images:
+class SupportImages:
     """The support images that can be read: their paths, places of their classes, and hashes of their files."""
 
+    place: Path
     tree: ImageTree
     paths: tuple[str, ...]
     numbers: NDArray[np.int64]
     hashes: tuple[str, ...]
 
 
-def make_classifier(config: FitConfig, *, on_progress: Progress | None = None, on_message: Tell) -> Made:
-    """Adapt a run, or a baseline that did better on meta-val, to support images.
+@dataclass(frozen=True)
+class Prepared:
+    """What a classifier will be made from, found and checked."""
+
+    run: Run
+    images: SupportImages
+
+    @property
+    def inputs(self) -> dict[str, manifest.Input]:
+        """The run, and the support images by their contents and classes."""
+        classes, images = tuple(self.images.tree.classes), self.images
+        listed = [[classes[number], digest] for number, digest in zip(images.numbers, images.hashes, strict=True)]
+        found = manifest.Input(manifest.hash_text(manifest.canonical_json(listed)), str(images.place))
+        return {"run": self.run.input, "images": found}
+
+
+def prepare(config: FitConfig, on_message: Tell) -> Prepared:
+    """Find the run and the support images.
 
     Args:
         config: which run, which images, which method.
+        on_message: called with what a user should know, a sentence each.
+
+    Raises:
+        ArtifactError: no run.
+        DataError: a support set of one class, or a class without a readable file.
+        UsageError: what the run cannot do, or no support set named.
+    """
+    require_support(config.support)
+    assert config.support
+    run = open_run(chain.only_run(config.work, config.run))
+    if config.method != "auto" or config.samples:
+        check_method(run, LEO if config.method == "auto" else config.method, config.samples)
+    return Prepared(run, _readable(config.support, read_support(config.support), on_message))
+
+
+def make_classifier(
+    config: FitConfig, prepared: Prepared, *, on_progress: Progress | None = None, on_message: Tell
+) -> Made:
+    """Adapt a run, or a baseline that did better on meta-val, to support images.
+
+    Args:
+        config: which method, and where things are.
+        prepared: the run and the images, by `prepare`.
         on_progress: called with what is done and wanted, and what that is.
         on_message: called with what a user should know, a sentence each.
 
     Raises:
-        ArtifactError: no run, or one that does not fit its features or backbone.
-        DataError: a support set of one class, or a class without a readable image.
-        UsageError: what the run cannot do, or no support set named.
+        ArtifactError: a run that does not fit its features or backbone.
+        DataError: a class without a readable image.
+        UsageError: what the run cannot do.
     """
-    if config.support is None:
-        raise UsageError("No support set: give --support, a folder with one folder of images per class, or a CSV file.")
-    run = open_run(chain.only_run(config.work, config.run))
-    if config.method != "auto" or config.samples:
-        check_method(run, LEO if config.method == "auto" else config.method, config.samples)
-    images = _readable(read_support(config.support), on_message)
+    run, images = prepared.run, prepared.images
     counts = np.bincount(images.numbers).tolist()
     device = resolve_device(config.device)
     found = chain.find_features(run, config.features, config.work)
@@ -122,16 +156,10 @@ def make_classifier(config: FitConfig, *, on_progress: Progress | None = None, o
         evidence=choice.evidence,
         withheld=choice.withheld,
     )
-    listed = [[classes[number], digest] for number, digest in zip(images.numbers, images.hashes, strict=True)]
-    support_id = manifest.hash_text(manifest.canonical_json(listed))
-    inputs = {
-        "run": run.input,
-        "images": manifest.Input(support_id, str(config.support)),
-    }
-    return Made(made, inputs, embedding)
+    return Made(made, embedding)
 
 
-def _readable(tree: ImageTree, tell: Tell) -> _Images:
+def _readable(place: Path, tree: ImageTree, tell: Tell) -> SupportImages:
     """The images of a support set whose files can be read, with the hashes of these."""
     paths, numbers, hashes, reasons = [], [], [], {}
     labels: dict[str, set[str]] = defaultdict(set)
@@ -151,7 +179,7 @@ def _readable(tree: ImageTree, tell: Tell) -> _Images:
     double = next((sorted(names) for names in labels.values() if len(names) > 1), None)
     if double:
         tell(f"One image is in two classes of the support set, {double[0]!r} and {double[1]!r}: is that meant?")
-    return _Images(tree, tuple(paths), np.array(numbers, np.int64), tuple(hashes))
+    return SupportImages(place, tree, tuple(paths), np.array(numbers, np.int64), tuple(hashes))
 
 
 def _check_left(tree: ImageTree, numbers: NDArray[np.int64], reasons: Mapping[str, str], tell: Tell) -> None:
@@ -167,7 +195,7 @@ def _check_left(tree: ImageTree, numbers: NDArray[np.int64], reasons: Mapping[st
 
 
 def _vectors(
-    config: FitConfig, images: _Images, embedding: EmbeddingModel, on_progress: Progress | None, tell: Tell
+    config: FitConfig, images: SupportImages, embedding: EmbeddingModel, on_progress: Progress | None, tell: Tell
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The vectors (n, D) of the support images, and which of them (n,) turned out to be no images."""
     folder, recorded = cache_folder(config.work), embedding.recorded

@@ -8,10 +8,10 @@ from typing import Any
 
 from leokit import classifiers, manifest
 from leokit.classifiers import Classifier
-from leokit.config import FitConfig, identity
+from leokit.config import FitConfig, identity, require_support
 from leokit.engine.chain import only_run
-from leokit.engine.classifying import make_classifier
-from leokit.errors import UsageError, disk_errors
+from leokit.engine.classifying import make_classifier, prepare
+from leokit.errors import disk_errors
 from leokit.images.support import read_support
 from leokit.provenance import information
 from leokit.runs import open_run
@@ -50,18 +50,19 @@ def run(
     started = time.perf_counter()
     tell = on_message or (lambda text: None)
     folder = default_out(config)
-    made = make_classifier(config, on_progress=on_progress, on_message=tell)
-    identified = identity(config)
+    prepared = prepare(config, tell)
+    inputs, identified = prepared.inputs, identity(config)
     with manifest.locked(folder), disk_errors(folder):
-        if manifest.begin(folder, classifiers.SCHEMA, identified, made.inputs, overwrite=config.overwrite):
+        if manifest.begin(folder, classifiers.SCHEMA, identified, inputs, overwrite=config.overwrite):
             tell(manifest.already_done(folder))
         else:
+            made = make_classifier(config, prepared, on_progress=on_progress, on_message=tell)
             classifiers.save(folder, made.classifier)
             manifest.finish(
                 folder,
                 classifiers.SCHEMA,
                 identified,
-                made.inputs,
+                inputs,
                 results=[classifiers.WEIGHTS],
                 facts=classifiers.facts(made.classifier),
                 info=information(started=started, device=made.embedding.device),
@@ -72,8 +73,8 @@ def run(
 
 def dry_run(config: FitConfig) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
-    if config.support is None:
-        raise UsageError("No support set: give --support, a folder with one folder of images per class, or a CSV file.")
+    require_support(config.support)
+    assert config.support
     opened = open_run(only_run(config.work, config.run))
     tree = read_support(config.support)
     counts = [len(images) for images in tree.classes.values()]

@@ -10,10 +10,10 @@ import numpy as np
 from leokit import classifiers
 from leokit.calibration import entropy
 from leokit.classifiers import Classifier, Evidence
-from leokit.config import FitConfig, PredictConfig, default_workers
+from leokit.config import FitConfig, PredictConfig, default_workers, require_support
 from leokit.devices import resolve_device
 from leokit.engine import chain
-from leokit.engine.classifying import EmbeddingModel, make_classifier
+from leokit.engine.classifying import EmbeddingModel, make_classifier, prepare
 from leokit.engine.embedding import embed_images
 from leokit.engine.fitting import answer, probabilities
 from leokit.engine.models import BLOCK
@@ -120,7 +120,8 @@ def _classifier(
     config: PredictConfig, on_progress: Progress | None, tell: Callable[[str], None]
 ) -> tuple[Classifier, EmbeddingModel]:
     if config.classifier is None:
-        made = make_classifier(_fit_config(config), on_progress=on_progress, on_message=tell)
+        fitting = _fit_config(config)
+        made = make_classifier(fitting, prepare(fitting, tell), on_progress=on_progress, on_message=tell)
         return made.classifier, made.embedding
     for name in _SUPPORT_OPTIONS:
         if getattr(config, name) is not None:
@@ -215,8 +216,8 @@ def dry_run(config: PredictConfig) -> dict[str, Any]:
     if config.classifier is not None:
         classifier, _ = classifiers.open_classifier(config.classifier)
         return {"classifier": str(config.classifier), "classes": len(classifier.classes), "queries": queries}
-    if config.support is None:
-        raise UsageError("No support set: give --support, a folder with one folder of images per class, or a CSV file.")
+    require_support(config.support)
+    assert config.support
     counts = [len(images) for images in read_support(config.support).classes.values()]
     return {
         "run": str(chain.only_run(config.work, config.run)),

@@ -198,6 +198,12 @@ def test_a_classifier_predicts_without_run_and_support(there, tmp_path):
     assert "give one or the other" in error
 
 
+def test_a_finished_fit_computes_nothing(there, monkeypatch):
+    there("fit", *OF_RUN, *FEW)
+    monkeypatch.setattr(fit, "make_classifier", None)  # calling it would fail
+    assert "Already done" in there("fit", *OF_RUN, *FEW).stderr
+
+
 def test_an_altered_classifier_and_other_weights_are_refused(there, made, tmp_path):
     there("fit", *OF_RUN, *FEW)
     fitted = ("--classifier", f"{WORK}/classifier")
