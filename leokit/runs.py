@@ -55,6 +55,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         ArtifactError: no run there, unfinished, altered, or its weights are not those of its configuration.
     """
+    _require_finished(folder)
     found = manifest.read(folder, SCHEMA)
     manifest.check_files(folder, found)
     config = build(MetaTrainConfig, found.config)
@@ -64,6 +65,22 @@ def open_run(folder: Path) -> Run:
         raise ArtifactError(f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again.")
     centre = parameters.pop(CENTRE, None)
     return Run(folder, found, config, parameters, centre)
+
+
+def _require_finished(folder: Path) -> None:
+    """Refuse a run that was begun, with the way to finish it early.
+
+    Raises:
+        ArtifactError: it is unfinished.
+    """
+    if (folder / manifest.MANIFEST).exists() or not (folder / STATE).exists():
+        return
+    with fitting_state(folder / STATE):
+        step = int(load_state(folder / STATE)[1]["step"])
+    raise ArtifactError(
+        f"{folder} is unfinished, at step {step}: the command that began it goes on from there; with --steps {step} it "
+        "ends there, with the best weights so far."
+    )
 
 
 def weight_faults(parameters: Mapping[str, Tensor], config: MetaTrainConfig, facts: Mapping[str, Any]) -> list[str]:

@@ -129,6 +129,28 @@ def test_help_imports_no_torch():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("extract nosuch", "no image folder at nosuch"),
+        ("eval nosuch", "run `leokit meta-train` first"),
+        ("meta-train --features nosuch", "run `leokit extract`"),
+        ("predict --run nosuch --support nosuch x", "run `leokit meta-train` first"),
+        ("predict --classifier nosuch x", "run `leokit fit` first"),
+        ("fit", "--support"),
+    ],
+)
+def test_a_wrong_place_is_told_before_torch_is_imported(arguments, words):
+    code = (
+        "import sys; from typer.testing import CliRunner; from leokit.cli import app; "
+        f"result = CliRunner().invoke(app, {arguments.split()!r}); assert result.exit_code in (2, 3, 4), result.output; "
+        "print(result.output, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert words in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
 def test_package_data_is_declared():
     declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
         "leokit"

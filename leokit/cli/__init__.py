@@ -28,7 +28,7 @@ from leokit.cli import (
     uncertainty,
     verify,
 )
-from leokit.cli.options import add_command
+from leokit.cli.options import NO_VALUE, add_command
 from leokit.cli.render import Common, Output
 from leokit.config import (
     AnalyzeConfig,
@@ -49,6 +49,11 @@ from leokit.config import (
     VerifyConfig,
 )
 from leokit.errors import Interrupted
+
+_MAIN = "From images to labels"
+_FURTHER = "Backbones, embeddings and hyper-parameters of your own"
+_TRUST = "What predictions are worth, and how they come about"
+_SHOW = "Results and artifacts"
 
 app = typer.Typer(
     name="leokit",
@@ -74,35 +79,42 @@ def _version(wanted: bool) -> None:
 def common(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, metavar=NO_VALUE, help="Print the version and leave."
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", metavar=NO_VALUE, help="Print results and errors only.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", metavar=NO_VALUE, help="Show the traceback of an error.")
+    ] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", metavar=NO_VALUE, help="Show no progress bar.")] = False,
 ) -> None:
     """Options of every subcommand."""
     context.obj = Common(quiet=quiet, verbose=verbose, progress=not (no_progress or quiet))
 
 
-add_command(app, "demo", DemoConfig, demo.command)
-add_command(app, "pretrain", PretrainConfig, pretrain.command)
-add_command(app, "extract", ExtractConfig, extract.command)
-add_command(app, "import", ImportConfig, importing.command)
-add_command(app, "meta-train", MetaTrainConfig, meta_train.command)
-add_command(app, "search", SearchConfig, search.command)
-add_command(app, "eval", EvalConfig, eval.command)
-add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command)
-add_command(app, "analyze", AnalyzeConfig, analyze.command)
-add_command(app, "predict", PredictConfig, predict.command)
-add_command(app, "fit", FitConfig, fit.command)
-add_command(app, "export", ExportConfig, export.command)
-add_command(app, "table", TableConfig, table.command)
-add_command(app, "report", ReportConfig, report.command)
-add_command(app, "inspect", InspectConfig, inspect.command)
-add_command(app, "verify", VerifyConfig, verify.command)
-app.add_typer(regress.app, name="regress")
-app.add_typer(splits.app, name="splits")
-app.add_typer(bench.app, name="bench")
+add_command(app, "demo", DemoConfig, demo.command, panel=_MAIN)
+add_command(app, "extract", ExtractConfig, extract.command, panel=_MAIN)
+add_command(app, "meta-train", MetaTrainConfig, meta_train.command, panel=_MAIN)
+add_command(app, "eval", EvalConfig, eval.command, panel=_MAIN)
+add_command(app, "predict", PredictConfig, predict.command, panel=_MAIN)
+add_command(app, "fit", FitConfig, fit.command, panel=_MAIN)
+add_command(app, "export", ExportConfig, export.command, panel=_MAIN)
+add_command(app, "pretrain", PretrainConfig, pretrain.command, panel=_FURTHER)
+add_command(app, "import", ImportConfig, importing.command, panel=_FURTHER)
+add_command(app, "search", SearchConfig, search.command, panel=_FURTHER)
+add_command(app, "uncertainty", UncertaintyConfig, uncertainty.command, panel=_TRUST)
+add_command(app, "analyze", AnalyzeConfig, analyze.command, panel=_TRUST)
+app.add_typer(regress.app, name="regress", rich_help_panel=_TRUST)
+add_command(app, "table", TableConfig, table.command, panel=_SHOW)
+add_command(app, "report", ReportConfig, report.command, panel=_SHOW)
+add_command(app, "inspect", InspectConfig, inspect.command, panel=_SHOW)
+add_command(app, "verify", VerifyConfig, verify.command, panel=_SHOW)
+app.add_typer(splits.app, name="splits", rich_help_panel=_SHOW)
+app.add_typer(bench.app, name="bench", rich_help_panel=_SHOW)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -115,7 +127,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:  # while the command line itself is put together
-        Output(Common()).error("Interrupted before anything was done.")
+        Output(Common()).stopped("Stopped before anything was done.")
         sys.exit(Interrupted.exit_code)
 
 

@@ -46,7 +46,8 @@ def command(config: ExtractConfig, output: Output) -> None:
     data = {"out": str(store.folder), "id": store.id, "images_per_second": info["images_per_second"], **facts}
     output.result(data, [_table("Features", facts["counts"])], sentences)
     where = f" --features {pasteable(store.folder)}" if config.out else ""
-    output.next_command(f"leokit meta-train --shots 1{where}")
+    published = any(name in facts["split_source"] for name in ("miniimagenet", "tieredimagenet"))
+    output.next_command(f"leokit meta-train {'' if published else '--preset own-images '}--shots 1{where}")
 
 
 def _seen(facts: Mapping[str, Any]) -> list[str]:
@@ -87,7 +88,11 @@ def _duration(seconds: float) -> str:
 
 
 def _table(title: str, counts: Mapping[str, Mapping[str, int]]) -> TableData:
-    rows = [[split, str(len(classes)), str(sum(classes.values()))] for split, classes in counts.items()]
+    from leokit.splits import SPLIT_NAMES
+
+    rows = [
+        [split, str(len(counts[split])), str(sum(counts[split].values()))] for split in SPLIT_NAMES if split in counts
+    ]
     return TableData(title, ["split", "classes", "images"], rows)
 
 

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
 
@@ -33,10 +33,24 @@ Body = Callable[[StageConfig, Output], None]
 _PIPE_CLOSED = 141  # as a process that SIGPIPE ends
 _RUNNING = "Where and how it runs"
 _SHOWN = "Output"
+_ARTIFACTS = {  # options that name folders of them
+    "run": "leokit/run@1",
+    "runs": "leokit/run@1",
+    "features": "leokit/features@1",
+    "classifier": "leokit/classifier@1",
+    "evals": "leokit/eval@1",
+}
+NO_VALUE = ""  # the placeholder in --help of an option that takes none
 
 
 def add_command(
-    app: typer.Typer, name: str, kind: type[StageConfig], body: Body[StageConfig], *, table: str | None = None
+    app: typer.Typer,
+    name: str,
+    kind: type[StageConfig],
+    body: Body[StageConfig],
+    *,
+    table: str | None = None,
+    panel: str | None = None,
 ) -> None:
     """Add the subcommand `name`: options from the fields of `kind`, help from the docstring of `body`.
 
@@ -46,6 +60,7 @@ def add_command(
         kind: its configuration class.
         body: what it does with a configuration; it writes to the output it is given.
         table: where its options stand in a config file, by default under its name.
+        panel: the heading under which the help of `app` lists it.
     """
 
     def callback(context: typer.Context, **options: Any) -> None:
@@ -60,7 +75,8 @@ def add_command(
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     paragraphs = (inspect.getdoc(body) or "").split("\n\n")
-    app.command(name, help="\n\n".join(" ".join(text.split()) for text in paragraphs))(callback)
+    text = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+    app.command(name, help=text, rich_help_panel=panel)(callback)
 
 
 def _run(
@@ -78,8 +94,12 @@ def _run(
             plain = {key: _plain(value) for key, value in asdict(config).items()}
             output.text(json.dumps(plain) + "\n" if output.json else to_toml(plain))
         else:
+            _check_named(config)
             body(config, output)
         sys.stdout.flush()
+    except Interrupted as error:
+        output.stopped(str(error))
+        return error.exit_code
     except LeokitError as error:
         if output.common.verbose:
             traceback.print_exc()
@@ -93,9 +113,29 @@ def _run(
         output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")
         return LeokitError.exit_code
     except KeyboardInterrupt:
-        output.error("Interrupted. What was finished is kept: the same command goes on from there.")
+        output.stopped("Stopped. The same command goes on from what is kept, or begins again.")
         return Interrupted.exit_code
     return 0
+
+
+def _check_named(config: Any) -> None:
+    """Refuse a folder that is named and not there, before the seconds that the import of torch takes.
+
+    Raises:
+        ArtifactError, DataError: as the stage would.
+    """
+    from leokit import manifest
+    from leokit.images.scan import scan
+
+    named = []
+    for name, schema in _ARTIFACTS.items():
+        given = getattr(config, name, None) or ()
+        named += [(place, schema) for place in (given if isinstance(given, tuple) else (given,))]
+    if len(named) == 1 and not os.path.isdir(named[0][0]):  # of several, whether they go together comes first
+        manifest.read(*named[0])
+    images = getattr(config, "images", None)
+    if images is not None and not os.path.isdir(images):
+        scan(images)
 
 
 def _reader_is_gone() -> bool:
@@ -142,10 +182,14 @@ def _parameter(field: FieldInfo) -> inspect.Parameter:
         # What is on by default, or may be by a preset or a file, can be switched off.
         both = field.type is bool and (field.default is True or not field.outside)
         flags = [f"{flag}/--no-{flag[2:]}"] if both else [flag]
-        text = field.help if field.default is None or field.type is bool else f"{field.help} (default: {field.default})"
+        choices = _choices(field.type)
+        text = f"{field.help} One of {', '.join(choices)}." if choices else field.help
+        if field.default not in (None, ()) and field.type is not bool:
+            text += f" (default: {field.default})"
         marker = typer.Option(
             *flags,
             help=text,
+            metavar=NO_VALUE if field.type is bool else "<choice>" if choices else None,
             envvar=variable,
             show_envvar=False,
             show_default=False,
@@ -157,6 +201,12 @@ def _parameter(field: FieldInfo) -> inspect.Parameter:
     )
 
 
+def _choices(kind: Any) -> list[str]:
+    """The values that an option may have, where they are listed: as its placeholder they would leave help no room."""
+    listed = [kind, *get_args(kind)]
+    return [str(value) for part in listed if get_origin(part) is Literal for value in get_args(part)]
+
+
 def _shown_parameters() -> list[inspect.Parameter]:
     """What every subcommand has beside its configuration."""
     options = {
@@ -164,14 +214,27 @@ def _shown_parameters() -> list[inspect.Parameter]:
         "print_config": (
             bool,
             typer.Option(
-                "--print-config", help="Print the resolved options as TOML and leave.", rich_help_panel=_SHOWN
+                "--print-config",
+                help="Print the resolved options as TOML and leave.",
+                metavar=NO_VALUE,
+                rich_help_panel=_SHOWN,
             ),
         ),
         "dry_run": (
             bool,
-            typer.Option("--dry-run", help="Check and say what would be done, and leave.", rich_help_panel=_SHOWN),
+            typer.Option(
+                "--dry-run",
+                help="Check and say what would be done, and leave.",
+                metavar=NO_VALUE,
+                rich_help_panel=_SHOWN,
+            ),
         ),
-        "json": (bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=_SHOWN)),
+        "json": (
+            bool,
+            typer.Option(
+                "--json", help="Print the result as one JSON object.", metavar=NO_VALUE, rich_help_panel=_SHOWN
+            ),
+        ),
     }
     return [
         inspect.Parameter(

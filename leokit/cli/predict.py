@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leokit.cli.render import Output
-from leokit.config import PredictConfig
+from leokit.config import PredictConfig, require_support
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
 from leokit.text import visible, visible_json
 
@@ -26,6 +26,8 @@ def command(config: PredictConfig, output: Output) -> None:
 
     Example: leokit predict photos --support my-classes --run leokit-work/runs/anchored-5way-1shot
     """
+    if config.classifier is None:
+        require_support(config.support)
     from leokit.stages import predict
 
     if output.dry_run:

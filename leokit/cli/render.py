@@ -68,6 +68,10 @@ class Output:
         """Print an error: one line, red where there are colours."""
         self._console(stderr=True).print(f"error: {visible(text)}", style="red", soft_wrap=True)
 
+    def stopped(self, text: str) -> None:
+        """Say that the user ended it, in one line; that is no error."""
+        self._console(stderr=True).print(visible(text), style="yellow", soft_wrap=True)
+
     def next_command(self, command: str) -> None:
         """Tell what to run next."""
         self.note(f"Next: {command}")
@@ -122,7 +126,7 @@ class Output:
 
         console = self._console(stderr=True)
         columns: list[ProgressColumn] = [
-            TextColumn("{task.description} {task.completed}/{task.total} {task.fields[rate]}", table_column=_fixed()),
+            TextColumn("{task.description} {task.fields[count]} {task.fields[rate]}", table_column=_fixed()),
             TextColumn("{task.fields[left]}", table_column=_fixed()),
             TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         ]
@@ -130,11 +134,12 @@ class Output:
             columns.insert(1, BarColumn(bar_width=20))
         pace = _Pace()
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=None, rate="", left="", status="")
+            task = bar.add_task(what, total=None, count="…", rate="", left="", status="")
 
             def move(done: int, total: int, text: str = "") -> None:
                 rate, left, _ = pace.at(done, total)
-                bar.update(task, completed=done, total=total, status=visible(text), rate=rate, left=left)
+                count = f"{done}/{total}"
+                bar.update(task, completed=done, total=total, count=count, status=visible(text), rate=rate, left=left)
 
             yield move
 

@@ -79,7 +79,7 @@ def train(
         if state.step % config.val_every == 0:
             _validate(config, state, validation, report)
             keep(state)
-        on_step(state.step, text if validation is None else f"{text} {_best_text(state)}")
+        on_step(state.step, text if validation is None else f"{text} {_best_text(config, state)}")
         if stop and not _is_over(config, state, wanted):
             keep(state)
             return False
@@ -122,8 +122,11 @@ def _is_due(config: MetaTrainConfig, state: State, steps: int, every: int) -> bo
     return state.step == steps or any(state.step % count == 0 for count in (every, REPORT_EVERY, config.val_every))
 
 
-def _best_text(state: State) -> str:
-    return f"val {state.best_accuracy:.1%} at {state.best_step}"
+def _best_text(config: MetaTrainConfig, state: State) -> str:
+    best = f"val {state.best_accuracy:.1%} at {state.best_step}"
+    if config.patience is None:
+        return best
+    return f"{best}, ends at {state.best_step + config.patience * config.val_every} unless better"
 
 
 def _loss_text(state: State) -> str:

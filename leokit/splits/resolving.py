@@ -141,7 +141,11 @@ def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Spl
     sizes = _random_sizes(spec)
     names = _bytewise(available)
     if sum(sizes) > len(names):
-        raise DataError(f"splits = {spec!r} needs {sum(sizes)} classes, but the image tree has {len(names)}.")
+        val = max(1, round(0.16 * len(names)))
+        test = max(1, round(0.2 * len(names)))
+        fitting = f"random:{len(names) - val - test}/{val}/{test}"
+        hint = f" The shares of miniImageNet are {fitting} here." if len(names) >= 3 else ""
+        raise DataError(f"splits = {spec!r} needs {sum(sizes)} classes, but the image tree has {len(names)}.{hint}")
     # Philox's raw output is fixed for good, unlike the order that a Generator's permutation gives.
     order = np.argsort(np.random.Philox(seed).random_raw(len(names)), kind="stable")
     ends = np.cumsum(sizes)

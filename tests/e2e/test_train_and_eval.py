@@ -1,6 +1,7 @@
 """`leokit meta-train` and `leokit eval`: results, resuming, and what bad input meets."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,12 @@ def test_killed_and_restarted_equals_uninterrupted(leokit, features, tmp_path):
         if number != signal.SIGKILL:
             assert code == 130, said.read_text()
             assert "goes on from there" in said.read_text()
+    refused = leokit(*EVAL, "cut", code=4).stderr
+    step = int(re.search(r"unfinished, at step (\d+)", refused).group(1))
+    shutil.copytree(tmp_path / "cut", tmp_path / "ended")
+    assert f"--steps {step}" in refused
+    ended = json.loads(leokit(*TRAIN, "--out", "ended", "--steps", step, "--json").stdout)
+    assert ended["steps"] == step < 400
     resumed = json.loads(leokit(*TRAIN, "--out", "cut", "--steps", 400, "--json").stdout)
     assert whole["best_step"] > 0  # else untrained weights would be compared
     assert resumed["id"] == whole["id"]

@@ -43,7 +43,7 @@ def test_a_signal_while_the_command_line_is_put_together(monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended_by.value.code == 130
-    assert capsys.readouterr().err == "error: Interrupted before anything was done.\n"
+    assert capsys.readouterr().err == "Stopped before anything was done.\n"
 
 
 @pytest.mark.parametrize("name", stages.NAMES)
