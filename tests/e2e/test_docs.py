@@ -42,7 +42,7 @@ EXCEPTIONS = {  # lines of shell, by a pattern, and why they do not run here
     r"\btorchrun\b": "several processes: tests/e2e/test_extract_at_scale.py and test_pretrain.py start them",
     r"^pytest ": "the tests are these",
     r"--backend dask": "starts processes: tests/e2e/test_search.py does",
-    r"\bbash pipelines/": "tests/e2e/test_pipelines.py and test_extract_at_scale.py run it",
+    r"\bbash pipelines/": "tests/e2e/test_pipelines.py, test_extract_at_scale.py and test_slurm.py run them",
     r"--precision bfloat16": "wants a GPU",
     r"--weights pretrained": "needs timm's hub",
     r"leokit extract imagenet --splits (mini|tiered)imagenet": "needs the classes of ImageNet",
