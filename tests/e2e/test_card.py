@@ -17,7 +17,7 @@ from leokit import manifest
 from leokit.backbones import hub_repository
 from leokit.config import EvalConfig, ReportConfig
 from leokit.errors import LeokitError
-from leokit.features import write_store
+from leokit.features import FeatureStore, write_store
 from leokit.report.card import Subject
 from leokit.report.collecting import Artifact, Collection
 from leokit.stages import card, evaluate
@@ -166,6 +166,18 @@ def test_what_is_published_works_and_tells_no_paths(work, written, leokit, tmp_p
     assert result["accuracy"] == expected["accuracy"]
     for name, data in contents(written).items():
         assert str(work.parent).encode() not in data and b"/usr/bin" not in data, name
+
+
+def test_the_python_of_the_card_runs(work, written, tmp_path, monkeypatch):
+    shutil.copytree(written, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```python\n(.*?)```", (written / "README.md").read_text(), re.DOTALL)[1]
+    store = FeatureStore.open(work / "features")
+    rows = np.concatenate([store.read_class("test", name)[:8] for name in store.classes("test")])
+    labels = np.repeat(np.arange(len(store.classes("test"))), 8)
+    names = {"rows": rows, "labels": labels, "others": rows}
+    exec(f"{block}\nfound = classifier.predict(others)", names)
+    assert (names["found"] == labels).mean() > 2 / len(store.classes("test"))
 
 
 def test_the_same_artifacts_give_the_same_bytes(work, written, tmp_path):

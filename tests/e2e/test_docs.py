@@ -45,6 +45,7 @@ EXCEPTIONS = {  # lines of shell, by a pattern, and why they do not run here
     r"\bbash pipelines/": "tests/e2e/test_pipelines.py, test_extract_at_scale.py and test_slurm.py run them",
     r"--precision bfloat16": "wants a GPU",
     r"--weights pretrained": "needs timm's hub",
+    r"^leokit export ": "writes a network, which takes its time: tests/e2e/test_predict.py does",
     r"leokit extract imagenet --splits (mini|tiered)imagenet": "needs the classes of ImageNet",
 }
 WHOLE_PAGES = {  # of which only the options of commands are checked
