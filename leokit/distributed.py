@@ -94,7 +94,7 @@ class Job:
         import torch.distributed as group
 
         values: list[Any] = [None] * self._size
-        with _ended_early():
+        with rank_errors():
             group.all_gather_object(values, value)
         return values
 
@@ -105,19 +105,23 @@ class Job:
         import torch.distributed as group
 
         values = [value]
-        with _ended_early():
+        with rank_errors():
             group.broadcast_object_list(values, src=0)
         return values[0]
 
 
 @contextmanager
-def _ended_early() -> Iterator[None]:
+def rank_errors(kept: str = "The same command goes on after what was finished.") -> Iterator[None]:
+    """Turn what an exchange between ranks raises into a sentence that ends with what is kept.
+
+    Raises:
+        LeokitError: in place of it: another rank has ended before its time.
+    """
     try:
         yield
     except RuntimeError as error:
         raise LeokitError(
-            "Another rank of the job has ended before its time; its own message says why. The same command goes on "
-            "after what was finished."
+            f"Another rank of the job has ended before its time; its own message says why. {kept}"
         ) from error
 
 

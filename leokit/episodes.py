@@ -8,9 +8,10 @@ integer arithmetic that is the same on every device.
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -36,6 +37,15 @@ class Rows(NamedTuple):
     classes: Tensor  # (B, N) int64, numbers of classes
     support: Tensor  # (B, N, K) int64, rows of the feature matrix
     query: Tensor  # (B, N, Q) int64, likewise
+
+
+class MatrixArrays(NamedTuple):
+    """A `FeatureMatrix` as arrays."""
+
+    rows: NDArray[np.floating[Any]]  # (n, D), unit rows as they are held
+    offsets: NDArray[np.int64]  # (C+1,)
+    classes: tuple[str, ...]
+    dtype: str  # of the computation, as float32
 
 
 class FeatureMatrix:
@@ -99,6 +109,18 @@ class FeatureMatrix:
         made.offsets = torch.from_numpy(np.array(offsets, dtype=np.int64)).to(rows.device)
         return made
 
+    def arrays(self) -> "MatrixArrays":
+        """The same as arrays, without a copy, which processes can share; on the CPU."""
+        return MatrixArrays(self.rows.numpy(), self.offsets.numpy(), tuple(self.classes), str(self.dtype)[6:])
+
+    @classmethod
+    def of(cls, arrays: "MatrixArrays") -> "FeatureMatrix":
+        """The matrix that `arrays` gave, on the same memory, which may be read-only."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            rows = torch.from_numpy(arrays.rows)
+        return cls.of_rows(rows, list(arrays.classes), arrays.offsets, dtype=getattr(torch, arrays.dtype))
+
     def centred(self, mean: Tensor) -> "FeatureMatrix":
         """The same classes with rows moved by -`mean` (D,) and normalised again."""
         moved = copy.copy(self)
@@ -153,6 +175,7 @@ class EpisodeSampler:
         self.longest = int(self.counts.max())
         self.ways = ways
         self.root = randomness.integer_key(seed, purpose)
+        self._roots = torch.tensor(self.root, device=offsets.device)
 
     def draw(self, numbers: range | Tensor, *, shots: int, queries: int) -> Rows:
         """The episodes of the given numbers.
@@ -162,13 +185,13 @@ class EpisodeSampler:
             shots: K.
             queries: Q; K + Q images must be there in every class, see `require_enough`.
         """
-        at_once = max(1, _KEYS // (self.ways * self.longest))
+        at_once = max(1, _KEYS // (self._roots.numel() * self.ways * self.longest))
         if len(numbers) > at_once:
             parts = [
                 self.draw(numbers[start : start + at_once], shots=shots, queries=queries)
                 for start in range(0, len(numbers), at_once)
             ]
-            return Rows(*(torch.cat(values) for values in zip(*parts, strict=True)))
+            return Rows(*(torch.cat(values, dim=self._roots.ndim // 2) for values in zip(*parts, strict=True)))
         classes, order_keys = self._keys(numbers)
         start = self.offsets[classes].unsqueeze(-1)
         support = _positions(order_keys.topk(shots, dim=-1, largest=False).values)
@@ -180,13 +203,22 @@ class EpisodeSampler:
         """Classes (B, N) of the episodes and, for each, a key for every image (B, N, longest)."""
         device = self.offsets.device
         indices = torch.arange(numbers.start, numbers.stop, device=device) if isinstance(numbers, range) else numbers
-        root = torch.full((), self.root, dtype=torch.int64, device=device)
-        episodes = randomness.keys(root, indices)  # (B,)
+        episodes = randomness.keys(self._roots, indices)  # (B,)
         class_keys = _ordered_keys(episodes, len(self.counts))  # (B, C)
         classes = _positions(class_keys.topk(self.ways, dim=-1, largest=False).values)  # (B, N)
         image_keys = _ordered_keys(randomness.keys(episodes.unsqueeze(-1), classes), self.longest)
         outside = torch.arange(self.longest, device=device) >= self.counts[classes].unsqueeze(-1)
         return classes, image_keys.masked_fill_(outside, _LARGEST)
+
+
+class SeveralSeeds(EpisodeSampler):
+    """The episodes of several seeds at once: what `draw` gives has a first dimension S more, of the seeds."""
+
+    def __init__(self, offsets: Tensor, *, ways: int, seeds: Sequence[int], purpose: str) -> None:
+        """As `EpisodeSampler`; `root` is that of the first seed."""
+        super().__init__(offsets, ways=ways, seed=seeds[0], purpose=purpose)
+        roots = [[randomness.integer_key(seed, purpose)] for seed in seeds]
+        self._roots = torch.tensor(roots, device=offsets.device)  # (S, 1), beside (B,)
 
 
 def _ordered_keys(parents: Tensor, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leokit.engine.averaging import ALONE, Ranks
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.leo import predict
 
@@ -28,6 +29,7 @@ def score(
     episodes: int,
     workers: int | None = None,
     batch_size: int | None = None,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """The accuracy of each classifier on episodes 0 … `episodes` - 1, without gradients.
@@ -44,18 +46,24 @@ def score(
         workers: threads that take a block each, on the CPU; a block is then computed on one thread whatever the number
             of workers, 0 included, so that none changes a result. None: one block at a time on all of torch's threads.
         batch_size: episodes that are on their way at a time, rounded down to whole blocks; None: by the workers.
+        ranks: among which the blocks are divided; each of them gets all accuracies.
         on_progress: called with the number of episodes done and wanted.
 
     Returns:
         For each classifier the accuracies (episodes,).
+
+    Raises:
+        LeokitError: another rank has ended.
     """
     queries = _all_if_all(features, shots, queries)
-    blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
+    every = _blocks(sampler.ways, shots, queries, features.dim, episodes)
+    blocks = list(ranks.place.share(every))
     tasks = (delayed(_score_block)(features, sampler, classifiers, numbers, shots, queries) for numbers in blocks)
     threads = workers if workers and features.rows.device.type == "cpu" else 1
     with nullcontext() if workers is None else one_thread():
-        done = _in_parallel(tasks, "threading", threads, blocks, batch_size)
-        return _gathered(done, blocks, on_progress)
+        done = _in_parallel(tasks, "threading", threads, blocks, batch_size) if blocks else iter(())
+        found = _gathered(done, blocks, on_progress)
+    return found if ranks.size == 1 else _of_all_ranks(found, every, ranks, classifiers)
 
 
 def score_fits(
@@ -96,6 +104,19 @@ def score_fits(
 def _all_if_all(features: FeatureMatrix, shots: int, queries: int | None) -> int | None:
     """None, for all others, where so many queries are all others of every class: those need no gathering."""
     return None if queries is not None and bool((features.counts == shots + queries).all()) else queries
+
+
+def _of_all_ranks(
+    found: dict[str, NDArray[np.float64]], blocks: list[range], ranks: Ranks, names: Iterable[str]
+) -> dict[str, NDArray[np.float64]]:
+    """The accuracies of all episodes from those of this rank's share of the blocks."""
+    parts = ranks.job.gather(found)
+    order = np.concatenate([np.asarray(block) for rank in range(ranks.size) for block in blocks[rank :: ranks.size]])
+    whole = {}
+    for name in names:
+        whole[name] = np.empty(len(order))
+        whole[name][order] = np.concatenate([part[name] for part in parts if part])
+    return whole
 
 
 def _in_parallel(

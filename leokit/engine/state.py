@@ -1,5 +1,6 @@
 """The state of meta-training: everything that the next step depends on, and how it is kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,13 +42,59 @@ def _assemble(config: MetaTrainConfig, parameters: Tensors, best: Tensors, devic
     ordered = sorted(parameters.items())
     moved = {name: value.detach().to(device, copy=True).requires_grad_() for name, value in ordered}
     kept = {name: value.detach().to(device, copy=True) for name, value in best.items()}
-    anchor = [value for name, value in moved.items() if name in Anchor._fields]
-    others = [value for name, value in moved.items() if name not in Anchor._fields]
+    return State(moved, _adam(config, moved, device), kept)
+
+
+def _adam(config: MetaTrainConfig, parameters: Tensors, device: torch.device) -> torch.optim.Adam:
+    anchor = [value for name, value in parameters.items() if name in Anchor._fields]
+    others = [value for name, value in parameters.items() if name not in Anchor._fields]
     groups: list[dict[str, Any]] = [{"params": others}]
     if anchor:
         groups.append({"params": anchor, "lr": config.outer_lr * config.anchor_lr_factor})
-    adam = torch.optim.Adam(groups, lr=config.outer_lr, fused=device.type != "mps", capturable=device.type == "cuda")
-    return State(moved, adam, kept)
+    return torch.optim.Adam(groups, lr=config.outer_lr, fused=device.type != "mps", capturable=device.type == "cuda")
+
+
+def stack(config: MetaTrainConfig, states: Sequence[State]) -> State:
+    """States of runs at one step, which differ in their seeds alone, as one state of all of them.
+
+    Its parameters, moments and sums have a first dimension of runs. The given states become views of it, so that they
+    are where it is but for `step`, until `unstack`. What the runs were best at stays theirs.
+    """
+    device = next(iter(states[0].parameters.values())).device
+    packed = [by_group(pack_moments(state.parameters, state.optimiser)) for state in states]
+    stacked = {
+        moment: {name: torch.stack([groups[moment][name] for groups in packed]) for name in states[0].parameters}
+        for moment in _MOMENTS
+    }
+    parameters = {
+        name: torch.stack([state.parameters[name].detach() for state in states]) for name in states[0].parameters
+    }
+    whole = _assemble(config, parameters, {}, device)
+    whole.step, whole.sums = states[0].step, torch.stack([state.sums for state in states])
+    restore_moments(whole.parameters, whole.optimiser, stacked, whole.step)
+    for number, state in enumerate(states):
+        own = {name: value.detach()[number].requires_grad_() for name, value in whole.parameters.items()}
+        moments = {moment: {name: value[number] for name, value in each.items()} for moment, each in stacked.items()}
+        _become(state, config, own, moments)
+        state.sums = whole.sums[number]
+    return whole
+
+
+def unstack(config: MetaTrainConfig, states: Sequence[State]) -> None:
+    """Give states that `stack` made views of another one tensors of their own, at the step that they say."""
+    for state in states:
+        packed = by_group(pack_moments(state.parameters, state.optimiser))
+        moments = {moment: {name: value.clone() for name, value in packed[moment].items()} for moment in _MOMENTS}
+        own = {name: value.detach().clone().requires_grad_() for name, value in state.parameters.items()}
+        _become(state, config, own, moments)
+        state.sums = state.sums.clone()
+
+
+def _become(state: State, config: MetaTrainConfig, parameters: Tensors, moments: dict[str, Tensors]) -> None:
+    """Give a state other parameters and moments."""
+    state.parameters = parameters
+    state.optimiser = _adam(config, parameters, next(iter(parameters.values())).device)
+    restore_moments(parameters, state.optimiser, moments, state.step)
 
 
 def pack(state: State) -> tuple[Tensors, dict[str, Any]]:

@@ -1,6 +1,12 @@
-"""Single steps of meta-training: their episodes and noise, gradients, clipping and Adam."""
+"""Single steps of meta-training: their episodes and noise, gradients, clipping and Adam.
+
+A step may be that of several runs at once which differ in nothing but the seed, S of them: along a first dimension of
+parameters, episodes and draws (`state.stack`). And its episodes may be divided among the ranks of a job, which
+average their gradients before clipping.
+"""
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -8,9 +14,10 @@ import torch
 from torch import Tensor
 
 from leokit.config import MetaTrainConfig
+from leokit.engine.averaging import ALONE, Ranks
 from leokit.engine.state import TERMS, State
 from leokit.engine.watching import watch
-from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
+from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows, SeveralSeeds
 from leokit.errors import LeokitError
 from leokit.leo import Draws, clip_gradients, decay_gradients, drop_out, sums_of_squares
 from leokit.leo.learners import Tensors, make_learner
@@ -20,20 +27,38 @@ _WARM_UP = 3  # steps before a CUDA graph is captured
 
 
 class Diverged(LeokitError):
-    """A loss or gradient is not finite."""
+    """A loss or gradient is not finite.
+
+    Attributes:
+        runs: which of several runs at once it happened in.
+    """
+
+    def __init__(self, message: str, runs: Sequence[int] = (0,)) -> None:
+        super().__init__(message)
+        self.runs = tuple(runs)
 
 
 class Inputs(NamedTuple):
-    """Episodes and noise of a step."""
+    """Episodes and noise of a step; of several runs with a first dimension S."""
 
     support: Tensor  # (B, N, K, D)
     query: Tensor  # (B, N, Q, D)
     draws: Draws
 
 
-def make_steps(config: MetaTrainConfig, features: FeatureMatrix) -> "Steps":
-    """Takes the steps of a run: on CUDA without asking the host between reports, elsewhere one by one."""
-    return DeviceSteps(config, features) if features.rows.device.type == "cuda" else Steps(config, features)
+def make_steps(
+    config: MetaTrainConfig, features: FeatureMatrix, *, seeds: Sequence[int] | None = None, ranks: Ranks = ALONE
+) -> "Steps":
+    """Takes the steps of a run: on CUDA without asking the host between reports, elsewhere one by one.
+
+    Args:
+        config: of the run.
+        features: that it is trained on.
+        seeds: of several runs at once, in place of the configuration's.
+        ranks: among which the episodes of a step are divided.
+    """
+    kind = DeviceSteps if features.rows.device.type == "cuda" else Steps
+    return kind(config, features, seeds=seeds, ranks=ranks)
 
 
 class Steps:
@@ -41,29 +66,45 @@ class Steps:
 
     Attributes:
         gradients: of the last step, by parameter, before clipping.
+        tasks: the episodes of each step that are this rank's.
     """
 
     check_every = 1  # steps after which `check` is worth asking
 
-    def __init__(self, config: MetaTrainConfig, features: FeatureMatrix) -> None:
-        self.config = config
-        self.features = features
+    def __init__(
+        self,
+        config: MetaTrainConfig,
+        features: FeatureMatrix,
+        *,
+        seeds: Sequence[int] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """See `make_steps`."""
+        self.config, self.features, self.seeds, self.ranks = config, features, seeds, ranks
         self.learner = make_learner(config, features.dim)
         self._loss = torch.compile(self.learner.loss) if config.compile else self.learner.loss
-        self.sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=config.seed, purpose="meta-train")
+        self.sampler = self._sampler()
         self.gradients: Tensors = {}
+        self.tasks = ranks.tasks(config.meta_batch)
         self._rows = lru_cache(maxsize=2)(self._draw_rows)
+
+    def _sampler(self) -> EpisodeSampler:
+        offsets, ways = self.features.offsets, self.config.ways
+        if self.seeds is None:
+            return EpisodeSampler(offsets, ways=ways, seed=self.config.seed, purpose="meta-train")
+        return SeveralSeeds(offsets, ways=ways, seeds=self.seeds, purpose="meta-train")
 
     def take(self, state: State) -> None:
         """One step of Adam, in place; the terms of its loss go to `state.sums`.
 
         Raises:
             Diverged: loss or gradient is not finite, and `on_nan` is `stop`; nothing has changed.
+            LeokitError: another rank has ended.
         """
         terms, gradients = self._gradients(state, self.inputs(state.step))
         # One number is fetched, not one for each tensor.
         if not math.isfinite(sums_of_squares([terms, *gradients]).sum().item()):
-            gradients = self._not_finite(state, terms[0], gradients)
+            gradients = self._not_finite(state, terms, gradients)
         self._descend(state, gradients)
         state.sums += terms.cpu().double()
         state.step += 1
@@ -77,16 +118,21 @@ class Steps:
 
     def inputs(self, step: int) -> Inputs:
         """What a step works on."""
-        support, query = self.episodes(step)
-        draws = self.learner.draws(step, range(self.config.meta_batch), support)
+        support, query = self.episodes(step, self.tasks)
+        draws = self._draws(step, support)
         return Inputs(support, query, drop_out(support, query, draws))
 
-    def episodes(self, step: int) -> tuple[Tensor, Tensor]:
+    def _draws(self, step: int | Tensor, like: Tensor) -> Draws:
+        if self.seeds is None:
+            return self.learner.draws(step, self.tasks, like)
+        return self.learner.draws(step, self.tasks, like, self.seeds)
+
+    def episodes(self, step: int, tasks: range | None = None) -> tuple[Tensor, Tensor]:
         """Support (B, N, K, D) and query (B, N, Q, D) features of a step; rows are drawn for many steps at once."""
-        batch = self.config.meta_batch
+        tasks = tasks or range(self.config.meta_batch)
         rows = self._rows(step // EPISODE_BLOCK)
-        first = step % EPISODE_BLOCK * batch
-        chosen = slice(first, first + batch)
+        first = step % EPISODE_BLOCK * self.config.meta_batch
+        chosen = (..., slice(first + tasks.start, first + tasks.stop), slice(None), slice(None))
         return self.features.take(rows.support[chosen]), self.features.take(rows.query[chosen])
 
     def _draw_rows(self, block: int) -> Rows:
@@ -95,49 +141,80 @@ class Steps:
         return self.sampler.draw(numbers, shots=self.config.shots, queries=self.config.queries)
 
     def _gradients(self, state: State, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-        """The terms of the loss, in the order of `TERMS`, and its gradients by the parameters."""
+        """The terms of the loss, (7,) or (S, 7) in the order of `TERMS`, and its gradients by the parameters.
+
+        All of them are means over the episodes of all ranks.
+        """
         loss = self._loss(state.parameters, *inputs)
         parameters = list(state.parameters.values())
-        gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True, materialize_grads=True)
-        terms = torch.stack([loss.total, loss.query_loss.mean(), loss.accuracy.mean(), *loss[3:]])
-        return terms.detach(), list(gradients)
+        gradients = torch.autograd.grad(
+            loss.total, parameters, torch.ones_like(loss.total), allow_unused=True, materialize_grads=True
+        )
+        terms = torch.stack([loss.total, loss.query_loss.mean(-1), loss.accuracy.mean(-1), *loss[3:]], -1)
+        share = len(self.tasks) / self.config.meta_batch
+        terms, *found = self.ranks.weighted_sum([terms.detach(), *gradients], share)
+        return terms, found
 
     def _descend(self, state: State, gradients: list[Tensor]) -> None:
-        config = self.config
+        config, sets = self.config, 0 if self.seeds is None else 1
         self.gradients = dict(zip(state.parameters, gradients, strict=True))
-        clipped = clip_gradients(gradients, value=config.clip_value, norm=config.clip_norm)
+        clipped = clip_gradients(gradients, value=config.clip_value, norm=config.clip_norm, sets=sets)
         for parameter, gradient in zip(state.parameters.values(), clipped, strict=True):
             parameter.grad = gradient
         state.optimiser.step()
 
-    def _not_finite(self, state: State, loss: Tensor, gradients: list[Tensor]) -> list[Tensor]:
-        """The gradients that `on_nan` asks for where loss or gradients are no numbers."""
+    def _not_finite(self, state: State, terms: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+        """The gradients that `on_nan` asks for where loss or gradients of a run are no numbers."""
+        loss = terms[..., 0]
         if self.config.on_nan == "decay":
             # As in DeepMind's code infinities do not count: clipping takes care of them.
-            missing = any(value.isnan().any() for value in (loss, *gradients))
-            return decay_gradients(list(state.parameters.values())) if missing else gradients
-        if all(bool(value.isfinite().all()) for value in (loss, *gradients)):
+            return self._decayed(state, any_of_each([loss, *gradients], torch.isnan, loss.ndim), gradients)
+        bad = any_of_each([loss, *gradients], lambda value: value.isfinite().logical_not(), loss.ndim)
+        if not bad.any():
             return gradients  # large enough for its square to overflow, and finite
-        raise self._diverged(state.step, f" (loss {loss.item()})")
+        raise self._diverged(state.step, bad, f" (loss {loss[bad][0].item()})")
 
-    def _diverged(self, step: int, detail: str = "") -> Diverged:
-        first = step * self.config.meta_batch
+    def _decayed(self, state: State, missing: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+        """The gradients, or for the runs that are `missing` them, () or (S,), what takes their place."""
+        decayed = decay_gradients(list(state.parameters.values()))
+        return [
+            torch.where(missing.view([*missing.shape, *[1] * (own.ndim - missing.ndim)]), other, own)
+            for own, other in zip(gradients, decayed, strict=True)
+        ]
+
+    def _diverged(self, step: int, bad: Tensor, detail: str = "") -> Diverged:
+        """The error of a step; `bad`, () or (S,), says in which runs."""
+        first, batch = step * self.config.meta_batch, self.config.meta_batch
+        runs = [number for number, failed in enumerate(bad.reshape(-1).tolist()) if failed]
+        seeds = [self.config.seed if self.seeds is None else self.seeds[number] for number in runs]
+        of = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         return Diverged(
-            f"The loss or a gradient of step {step} (episodes {first} to {first + self.config.meta_batch - 1}) is not "
-            f"finite{detail}. The state before it is kept. Start anew (--overwrite) with a lower "
-            "--outer-lr or --inner-lr, or with --on-nan decay, which goes on as DeepMind's code does."
+            f"The loss or a gradient of step {step} (episodes {first} to {first + batch - 1}) of {of} is "
+            f"not finite{detail}. The state before it is kept. Start anew (--overwrite) with a lower "
+            "--outer-lr or --inner-lr, or with --on-nan decay, which goes on as DeepMind's code does.",
+            runs,
         )
 
-    def watch(self, state: State) -> dict[str, Any]:
-        """What `watching.watch` says of the step that was taken last and that `state` counts already."""
+    def watch(self, state: State, run: int | None = None) -> dict[str, Any]:
+        """What `watching.watch` says of the step that was taken last and that `state` counts already.
+
+        Args:
+            state: after the step.
+            run: which one, of several at once.
+        """
         step, config = state.step - 1, self.config
+        parameters, gradients, support = state.parameters, self.gradients, self.episodes(step)[0]
+        if run is not None:
+            parameters = {name: value[run] for name, value in parameters.items()}
+            gradients = {name: value[run] for name, value in gradients.items()}
+            support = support[run]
         return watch(
             self.learner,
-            state.parameters,
-            self.gradients,
-            self.episodes(step)[0],
+            parameters,
+            gradients,
+            support,
             step=step,
-            seed=config.seed,
+            seed=config.seed if run is None or self.seeds is None else self.seeds[run],
             clip_value=config.clip_value,
             clip_norm=config.clip_norm,
         )
@@ -146,18 +223,27 @@ class Steps:
 class DeviceSteps(Steps):
     """Steps that stay on their device from the choice of episodes to Adam: nothing is asked for between checks.
 
-    On CUDA a whole step is captured as one graph after a few of them, and replayed. A loss that is not finite makes
-    this step and all after it leave everything as it is, which `check` finds out.
+    On CUDA a whole step is captured as one graph after a few of them, and replayed; not where several ranks exchange
+    gradients. A loss that is not finite, in any of several runs, makes this step and all after it leave everything as
+    it is, which `check` finds out.
     """
 
     check_every = 100
 
-    def __init__(self, config: MetaTrainConfig, features: FeatureMatrix) -> None:
-        super().__init__(config, features)
-        device = features.rows.device
+    def __init__(
+        self,
+        config: MetaTrainConfig,
+        features: FeatureMatrix,
+        *,
+        seeds: Sequence[int] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(config, features, seeds=seeds, ranks=ranks)
+        device, sets = features.rows.device, () if seeds is None else (len(seeds),)
         self.next = torch.zeros((), dtype=torch.int64, device=device)  # number of the step that comes
-        self.failed = torch.zeros((), dtype=torch.float32, device=device)  # 1 from the first loss that is no number on
-        self.sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)  # of steps since the last check
+        self.bad = torch.zeros(sets, dtype=torch.bool, device=device)  # whose loss was the first that is no number
+        self.failed = torch.zeros((), dtype=torch.float32, device=device)  # 1 from that one on
+        self.sums = torch.zeros(*sets, len(TERMS), dtype=torch.float64, device=device)  # of steps since the last check
         self.graph: torch.cuda.CUDAGraph | None = None
         self.taken = 0
         self.state: State | None = None
@@ -168,7 +254,8 @@ class DeviceSteps(Steps):
             self.state, self.graph, self.taken = state, None, 0
             self.next.fill_(state.step)
             state.optimiser.found_inf = self.failed  # type: ignore[attr-defined] # Adam leaves all as it is where 1
-        if self.graph is None and self.taken >= _WARM_UP and self.config.cuda_graph and self.next.is_cuda:
+        wanted = self.config.cuda_graph and self.next.is_cuda and self.ranks.size == 1
+        if self.graph is None and self.taken >= _WARM_UP and wanted:
             self.graph = self._captured(state)
         if self.graph is None:
             self._body(state)
@@ -183,7 +270,7 @@ class DeviceSteps(Steps):
         self.sums.zero_()
         state.step = int(self.next)
         if self.failed.item():
-            raise self._diverged(state.step)
+            raise self._diverged(state.step, self.bad)
 
     def _captured(self, state: State) -> torch.cuda.CUDAGraph:
         with torch.cuda.device(self.next.device):  # which need not be the first
@@ -195,24 +282,35 @@ class DeviceSteps(Steps):
 
     def _body(self, state: State) -> None:
         config = self.config
-        numbers = self.next * config.meta_batch + torch.arange(config.meta_batch, device=self.next.device)
-        rows = self.sampler.draw(numbers, shots=config.shots, queries=config.queries)
+        tasks = torch.arange(self.tasks.start, self.tasks.stop, device=self.next.device)
+        rows = self.sampler.draw(self.next * config.meta_batch + tasks, shots=config.shots, queries=config.queries)
         support, query = self.features.take(rows.support), self.features.take(rows.query)
-        draws = self.learner.draws(self.next, range(config.meta_batch), support)
+        draws = self._draws(self.next, support)
         terms, gradients = self._gradients(state, Inputs(support, query, draws))
+        sets = self.bad.ndim
         if config.on_nan == "decay":
-            missing = torch.stack([value.isnan().any() for value in (terms, *gradients)]).any()
-            decayed = decay_gradients(list(state.parameters.values()))
-            gradients = [torch.where(missing, other, own) for own, other in zip(gradients, decayed, strict=True)]
+            gradients = self._decayed(state, any_of_each([terms, *gradients], torch.isnan, sets), gradients)
         else:
-            bad = largest_magnitude([terms, *gradients]).isfinite().logical_not()
-            self.failed.copy_(torch.maximum(self.failed, bad.float()))
+            bad = largest_magnitude([terms, *gradients], sets).isfinite().logical_not()
+            self.bad.copy_(torch.where(self.failed.bool(), self.bad, bad))
+            self.failed.copy_(torch.maximum(self.failed, bad.any().float()))
         self._descend(state, gradients)
         good = 1 - self.failed
         self.sums += torch.where(good.bool(), terms.double(), 0.0)
         self.next += good.long()
 
 
-def largest_magnitude(values: list[Tensor]) -> Tensor:
-    """The largest magnitude in any of the tensors; no number where an entry is none."""
+def any_of_each(values: Sequence[Tensor], test: Callable[[Tensor], Tensor], sets: int) -> Tensor:
+    """Whether any entry of the tensors passes a test: (), or with `sets` = 1 for each of the first dimension, (S,)."""
+    if sets:
+        return torch.stack([test(value).reshape(len(value), -1).any(1) for value in values]).any(0)
+    return torch.stack([test(value).any() for value in values]).any()
+
+
+def largest_magnitude(values: list[Tensor], sets: int) -> Tensor:
+    """The largest magnitude in any of the tensors; no number where an entry is none. `sets` as for `any_of_each`."""
+    if sets:
+        flat = torch.cat([value.reshape(len(value), -1) for value in values], 1)
+        largest: Tensor = torch.linalg.vector_norm(flat, math.inf, 1)
+        return largest
     return torch.stack(list(torch._foreach_norm(values, math.inf))).max()

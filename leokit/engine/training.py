@@ -1,15 +1,22 @@
-"""Meta-train a model: the outer loop of Algorithm 1, with validation, resuming and early stopping by best weights."""
+"""Meta-train models: the outer loop of Algorithm 1, with validation, resuming and early stopping by best weights.
 
-from collections.abc import Callable
+Runs that differ in their seeds alone may take their steps together, along one more dimension of each tensor.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from leokit.config import MetaTrainConfig, fixed_steps
+from leokit.engine.averaging import ALONE, Ranks
 from leokit.engine.scoring import Classifier, score
-from leokit.engine.state import TERMS, State
-from leokit.engine.steps import Diverged, make_steps
+from leokit.engine.state import TERMS, State, stack, unstack
+from leokit.engine.steps import Diverged, Steps, make_steps
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 from leokit.leo.learners import Learner, Tensors, make_learner
 from leokit.metrics import mean_interval
@@ -26,6 +33,30 @@ def classifier(learner: Learner, tensors: Tensors) -> Classifier:
     return classify
 
 
+@dataclass
+class Course:
+    """A run on its way to its last step.
+
+    Attributes:
+        config: of the run.
+        state: where it is; training moves it.
+        keep: saves a state; called after each validation and before stopping early.
+        report: takes a line of metrics.
+        finished: called as soon as it has come to its end.
+    """
+
+    config: MetaTrainConfig
+    state: State
+    keep: Callable[[State], None]
+    report: Callable[[dict[str, Any]], None]
+    finished: Callable[[], None] = lambda: None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has taken all its steps, or is out of patience."""
+        return self.state.step >= fixed_steps(self.config) or out_of_patience(self.config, self.state)
+
+
 def train(
     config: MetaTrainConfig,
     state: State,
@@ -33,6 +64,7 @@ def train(
     validation: FeatureMatrix | None,
     *,
     uncentred: FeatureMatrix | None = None,
+    ranks: Ranks = ALONE,
     keep: Callable[[State], None],
     report: Callable[[dict[str, Any]], None],
     on_step: Callable[[int, str], None] = lambda step, text: None,
@@ -46,6 +78,7 @@ def train(
         training: features of the meta-train classes.
         validation: features of the meta-val classes; with None nothing is selected and the last weights are the best.
         uncentred: the same as they were before centring, on which the fallback is a candidate too.
+        ranks: that train the run together; each takes the same steps and keeps the same state.
         keep: saves a state; called after each validation and before stopping early.
         report: takes a line of metrics.
         on_step: called with the number of steps taken and a line on how it goes.
@@ -56,41 +89,211 @@ def train(
 
     Raises:
         Diverged: a loss or gradient is not finite and `config.on_nan` is `stop`; the state before it was kept.
+        UsageError: more ranks than a step has episodes.
+        LeokitError: another rank has ended.
     """
-    steps, wanted = make_steps(config, training), fixed_steps(config)
-    text = ""
-    if state.step == 0 and state.best_accuracy < 0:  # not yet validated
-        _validate(config, state, validation, report, uncentred)
-        keep(state)
-    while not _is_over(config, state, wanted):
+    return train_together(
+        [Course(config, state, keep, report)],
+        training,
+        validation,
+        uncentred=uncentred,
+        ranks=ranks,
+        on_step=on_step,
+        stop_requested=stop_requested,
+    )
+
+
+def train_together(
+    courses: Sequence[Course],
+    training: FeatureMatrix,
+    validation: FeatureMatrix | None,
+    *,
+    uncentred: FeatureMatrix | None = None,
+    ranks: Ranks = ALONE,
+    on_step: Callable[[int, str], None] = lambda step, text: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> bool:
+    """As `train`, for runs that differ in their seeds alone: those at the same step take it as one.
+
+    Each run's draws are those that it has alone, and so is everything else but for the order in which sums are made:
+    weights agree with those of the run alone to rounding. Each is validated, kept and ended for itself. One that
+    diverges ends, with its state kept, and the others go on.
+
+    Args:
+        courses: the runs.
+        training, validation, uncentred, ranks: as for `train`.
+        on_step: called with the number of steps taken by all runs and a line on how it goes.
+        stop_requested: as for `train`.
+
+    Returns:
+        Whether all came to their ends; False where a stop was requested.
+
+    Raises:
+        Diverged: one of the runs has; raised after the others have come to their ends.
+        UsageError, LeokitError: as `train`.
+    """
+    together = _Together(courses, training, validation, uncentred, ranks, on_step, stop_requested)
+    going, errors = list(courses), list[Diverged]()
+    new = [course for course in courses if course.state.step == 0 and course.state.best_accuracy < 0]
+    together.validate(new, first=True)
+    for course in new:
+        course.keep(course.state)
+    while True:
+        for course in [course for course in going if course.is_over]:
+            together.end(course)
+            going.remove(course)
+        if not going:
+            break
+        least = min(course.state.step for course in going)
+        group = [course for course in going if course.state.step == least]
+        others = [course.state.step for course in going if course.state.step > least]
         try:
-            steps.take(state)
-            stop = stop_requested()
-            if stop or _is_due(config, state, wanted, steps.check_every):
-                steps.check(state)
-                text = _loss_text(state)
-        except Diverged:
-            keep(state)
-            raise
-        if state.step % REPORT_EVERY == 0:
-            means = dict(zip(TERMS, (state.sums / REPORT_EVERY).tolist(), strict=True))
-            report(_finite({"step": state.step, **means, **steps.watch(state)}))
-            state.sums.zero_()
-        if state.step % config.val_every == 0:
-            _validate(config, state, validation, report)
-            keep(state)
-        on_step(state.step, text if validation is None else f"{text} {_best_text(config, state)}")
-        if stop and not _is_over(config, state, wanted):
-            keep(state)
-            return False
-    if state.step % config.val_every:
-        # One more candidate than a longer run would have here: the state that it would go on from is kept before.
-        keep(state)
-        _validate(config, state, validation, report)
-    if validation is None:
-        state.best_step = state.step
-        state.best = {name: value.detach().clone() for name, value in state.parameters.items()}
+            if not together.advance(group, min(others, default=None)):
+                return False
+        except Diverged as error:
+            errors.append(error)
+            diverged = [group[number] for number in error.runs]
+            for course in diverged:
+                course.keep(course.state)
+            going = [course for course in going if course not in diverged]
+    if errors:
+        raise errors[0]
     return True
+
+
+class _Together:
+    """What `train_together` does with some of its runs at a time."""
+
+    def __init__(
+        self,
+        courses: Sequence[Course],
+        training: FeatureMatrix,
+        validation: FeatureMatrix | None,
+        uncentred: FeatureMatrix | None,
+        ranks: Ranks,
+        on_step: Callable[[int, str], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.courses, self.training, self.validation, self.uncentred = courses, training, validation, uncentred
+        self.ranks, self.on_step, self.stop_requested = ranks, on_step, stop_requested
+
+    def advance(self, group: Sequence[Course], until: int | None) -> bool:
+        """Take steps of runs at the same one until one of them is over, or to a step; False where asked to stop.
+
+        Raises:
+            Diverged: some of them have; all are at the step before.
+        """
+        config, states = group[0].config, [course.state for course in group]
+        if len(group) == 1:
+            return self._steps(group, states[0], make_steps(config, self.training, ranks=self.ranks), until)
+        seeds = [course.config.seed for course in group]
+        whole = stack(config, states)
+        try:
+            return self._steps(group, whole, make_steps(config, self.training, seeds=seeds, ranks=self.ranks), until)
+        finally:
+            for state in states:
+                state.step = whole.step
+            unstack(config, states)
+
+    def _steps(self, group: Sequence[Course], whole: State, steps: Steps, until: int | None) -> bool:
+        config, wanted = group[0].config, fixed_steps(group[0].config)
+        alone, text = len(group) == 1, ""
+        while True:
+            steps.take(whole)
+            stop = self.ranks.agreed(self.stop_requested(), whole.step)
+            if stop or _is_due(config, whole, wanted, steps.check_every):
+                steps.check(whole)
+                text = _loss_text(whole)
+            for course in group:
+                course.state.step = whole.step
+            if whole.step % REPORT_EVERY == 0:
+                for number, course in enumerate(group):
+                    means = dict(zip(TERMS, (course.state.sums / REPORT_EVERY).tolist(), strict=True))
+                    watched = steps.watch(whole, None if alone else number)
+                    course.report(_finite({"step": whole.step, **means, **watched}))
+                    course.state.sums.zero_()
+            if whole.step % config.val_every == 0:
+                self.validate(group)
+                for course in group:
+                    course.keep(course.state)
+            best = "" if self.validation is None else _best_text(self.courses)
+            self.on_step(sum(course.state.step for course in self.courses), f"{text} {best}".rstrip())
+            going = [course for course in group if not course.is_over]
+            if stop and going:
+                for course in group:
+                    course.keep(course.state)
+                return False
+            if len(going) < len(group) or whole.step == until:
+                return True
+
+    def end(self, course: Course) -> None:
+        """Do what comes after a run's last step."""
+        config, state = course.config, course.state
+        if state.step % config.val_every:
+            # One more candidate than a longer run would have here: the state that it would go on from is kept before.
+            course.keep(state)
+            self.validate([course])
+        if self.validation is None:
+            state.best_step = state.step
+            state.best = {name: value.detach().clone() for name, value in state.parameters.items()}
+        course.finished()
+
+    def validate(self, courses: Sequence[Course], *, first: bool = False) -> None:
+        """Measure accuracy on the fixed meta-val episodes, if any; each run keeps its parameters if they are its best.
+
+        Args:
+            courses: the runs.
+            first: whether they have taken no step yet, so that a plain method is a candidate too.
+        """
+        features = self.validation
+        if features is None or not courses:
+            return
+        learners = [make_learner(course.config, features.dim) for course in courses]
+        parameters = [course.state.parameters for course in courses]
+        fallbacks = [
+            learner.fallback(own) if first else None for learner, own in zip(learners, parameters, strict=True)
+        ]
+        found: list[tuple[str, Sequence[Tensors | None], dict[int, NDArray[np.float64]], bool]] = [
+            ("fallback", fallbacks, self._accuracies(learners, fallbacks, features), True),
+            ("uncentred_fallback", fallbacks, self._accuracies(learners, fallbacks, self.uncentred), False),
+            ("val", parameters, self._accuracies(learners, parameters, features), True),
+        ]
+        for number, course in enumerate(courses):
+            state, line = course.state, dict[str, Any](step=course.state.step)
+            for name, tensors, accuracies, centred in found:
+                if number not in accuracies:
+                    continue
+                accuracy, half_width = mean_interval(accuracies[number])
+                line |= {f"{name}_accuracy": accuracy, f"{name}_half_width": half_width}
+                if accuracy > state.best_accuracy:
+                    state.best_step, state.best_accuracy, state.best_half_width = state.step, accuracy, half_width
+                    state.best_is_fallback, state.best_is_centred = name != "val", centred
+                    state.best = {key: value.detach().clone() for key, value in (tensors[number] or {}).items()}
+            course.report(line)
+
+    def _accuracies(
+        self, learners: Sequence[Learner], tensors: Sequence[Tensors | None], features: FeatureMatrix | None
+    ) -> dict[int, NDArray[np.float64]]:
+        """The accuracy in each episode, by the numbers of the runs; none of those that have no tensors."""
+        methods = {
+            str(number): classifier(learner, own)
+            for number, (learner, own) in enumerate(zip(learners, tensors, strict=True))
+            if own is not None
+        }
+        if features is None or not methods:
+            return {}
+        config = self.courses[0].config
+        # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
+        scores = score(
+            features,
+            EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="selection"),
+            methods,
+            shots=config.shots,
+            queries=config.val_queries,
+            episodes=config.val_episodes,
+            ranks=self.ranks,
+        )
+        return {int(name): accuracies for name, accuracies in scores.items()}
 
 
 def out_of_patience(config: MetaTrainConfig, state: State) -> bool:
@@ -113,62 +316,25 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_over(config: MetaTrainConfig, state: State, steps: int) -> bool:
-    return state.step >= steps or out_of_patience(config, state)
-
-
 def _is_due(config: MetaTrainConfig, state: State, steps: int, every: int) -> bool:
     """Whether the state is looked at after this step: after each `every`, and for reports, validations and the end."""
     return state.step == steps or any(state.step % count == 0 for count in (every, REPORT_EVERY, config.val_every))
 
 
-def _best_text(config: MetaTrainConfig, state: State) -> str:
-    best = f"val {state.best_accuracy:.1%} at {state.best_step}"
-    if config.patience is None:
-        return best
-    return f"{best}, ends at {state.best_step + config.patience * config.val_every} unless better"
+def _best_text(courses: Sequence[Course]) -> str:
+    if len(courses) == 1:
+        config, state = courses[0].config, courses[0].state
+        best = f"val {state.best_accuracy:.1%} at {state.best_step}"
+        if config.patience is None:
+            return best
+        return f"{best}, ends at {state.best_step + config.patience * config.val_every} unless better"
+    accuracies = [course.state.best_accuracy for course in courses]
+    return f"val {min(accuracies):.1%} to {max(accuracies):.1%}"
 
 
 def _loss_text(state: State) -> str:
-    """Loss and accuracy of the steps since the last report, in few letters."""
+    """Loss and accuracy of the steps since the last report, in few letters; of several runs their means."""
     count = (state.step - 1) % REPORT_EVERY + 1
-    means = dict(zip(TERMS, (state.sums / count).tolist(), strict=True))
+    sums = state.sums.reshape(-1, len(TERMS)).mean(0)
+    means = dict(zip(TERMS, (sums / count).tolist(), strict=True))
     return f"loss {means['loss']:.2f} acc {means['accuracy']:.0%}"
-
-
-def _validate(
-    config: MetaTrainConfig,
-    state: State,
-    features: FeatureMatrix | None,
-    report: Callable[[dict[str, Any]], None],
-    uncentred: FeatureMatrix | None = None,
-) -> None:
-    """Measure accuracy on the fixed meta-val episodes, if any, and keep the parameters if they are the best so far."""
-    if features is None:
-        return
-    learner = make_learner(config, features.dim)
-    fallback = learner.fallback(state.parameters) if state.step == 0 else None
-    candidates: list[tuple[str, Tensors, FeatureMatrix]] = []
-    if fallback is not None:
-        candidates.append(("fallback", fallback, features))
-        if uncentred is not None:
-            candidates.append(("uncentred_fallback", fallback, uncentred))
-    candidates.append(("val", state.parameters, features))
-    line: dict[str, Any] = {"step": state.step}
-    for name, tensors, matrix in candidates:
-        # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
-        scores = score(
-            matrix,
-            EpisodeSampler(matrix.offsets, ways=config.ways, seed=0, purpose="selection"),
-            {name: classifier(learner, tensors)},
-            shots=config.shots,
-            queries=config.val_queries,
-            episodes=config.val_episodes,
-        )
-        accuracy, half_width = mean_interval(scores[name])
-        line |= {f"{name}_accuracy": accuracy, f"{name}_half_width": half_width}
-        if accuracy > state.best_accuracy:
-            state.best_step, state.best_accuracy, state.best_half_width = state.step, accuracy, half_width
-            state.best_is_fallback, state.best_is_centred = name != "val", matrix is features
-            state.best = {key: value.detach().clone() for key, value in tensors.items()}
-    report(line)

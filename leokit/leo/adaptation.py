@@ -128,9 +128,9 @@ def encode(parameters: Parameters, support: Tensor, shares: Tensor | None = None
         Distribution over (..., N, Z).
     """
     ways, shots = support.shape[-3:-1]
-    images = (support @ parameters.encoder).flatten(-3, -2)  # (..., NK, Z)
-    first, second = parameters.relation_1.chunk(2)
-    left, right = images @ first, images @ second  # (..., NK, 2Z)
+    images = product(support, parameters.encoder).flatten(-3, -2)  # (..., NK, Z)
+    first, second = parameters.relation_1.chunk(2, dim=-2)
+    left, right = product(images, first), product(images, second)  # (..., NK, 2Z)
     rows = max(1, _PAIR_BLOCK // max(1, right.numel()))
     second_shares = None if shares is None else (shares / ways).flatten(-2).unsqueeze(-2)  # (..., 1, NK)
     blocks = [
@@ -138,7 +138,14 @@ def encode(parameters: Parameters, support: Tensor, shares: Tensor | None = None
     ]
     hidden = torch.unflatten(torch.cat(blocks, dim=-2), -2, (ways, shots))  # (..., N, K, 2Z)
     means = hidden.mean(-2) if shares is None else (hidden * shares.unsqueeze(-1)).sum(-2)  # (..., N, 2Z)
-    return gaussian(means @ parameters.relation_3, offset=0.0)
+    return gaussian(product(means, parameters.relation_3), offset=0.0)
+
+
+def product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """Rows (..., V) times a matrix (V, W), or those of each parameter set (S, ..., V) times its own (S, V, W)."""
+    if matrix.ndim == 2:
+        return rows @ matrix
+    return torch.bmm(rows.flatten(1, -2), matrix).view(*rows.shape[:-1], matrix.shape[-1])
 
 
 def _pair_means(left: Tensor, right: Tensor, layer: Tensor, shares: Tensor | None) -> Tensor:
@@ -154,7 +161,7 @@ class _PairMeans(Function):
     def forward(ctx: Any, left: Tensor, right: Tensor, layer: Tensor, shares: Tensor | None) -> Tensor:
         """See the function."""
         pairs = (left.unsqueeze(-2) + right.unsqueeze(-3)).relu_()  # (..., R, P, H)
-        hidden = (pairs @ layer).relu_()
+        hidden = product(pairs, layer).relu_()
         ctx.save_for_backward(pairs, hidden, layer, shares)
         return hidden.mean(-2) if shares is None else (shares.unsqueeze(-2) @ hidden).squeeze(-2)
 
@@ -168,8 +175,9 @@ class _PairMeans(Function):
         else:
             spread = upstream.unsqueeze(-2) * shares.unsqueeze(-1)
         by_hidden = threshold_backward(spread, hidden, 0)
-        by_layer = pairs.flatten(0, -2).T @ by_hidden.flatten(0, -2)
-        by_pairs = by_hidden @ layer.T
+        sets = layer.ndim - 2  # leading dimensions that stay
+        by_layer = pairs.flatten(sets, -2).mT @ by_hidden.flatten(sets, -2)
+        by_pairs = product(by_hidden, layer.mT)
         threshold_backward.grad_input(by_pairs, pairs, 0, grad_input=by_pairs)
         return by_pairs.sum(-2), by_pairs.sum(-3), by_layer, None
 
@@ -209,7 +217,8 @@ def adapt(
     """The inner loops of Algorithm 1: from the support images of an episode to its classifier.
 
     Args:
-        parameters: the model.
+        parameters: the model; or several, along a first dimension S of each parameter, which is then the first one of
+            `...` everywhere: each adapts to its own episodes.
         support: (..., N, K, D) L2-normalised features, which gradients do not flow to.
         method: numbers of steps and variant.
         draws: noise and dropout masks of meta-training, or of posterior sampling (`C` = 1, no masks), or the codes of a
@@ -227,26 +236,42 @@ def adapt(
     prior, codes = _start(parameters, support, method, given, shares)
     whole = codes.shape[:-3]  # episodes, or samples of them
     count = prod(whole)
-    base = None if anchor is None else anchor.log_scale.exp() * normalize(class_means(support, shares), dim=-1)
-    if base is not None:
+    base = gate = None
+    if anchor is not None:
+        means = normalize(class_means(support, shares), dim=-1)
+        base = _beside(anchor.log_scale.exp(), means.ndim) * means
         base = base.expand(*whole, -1, -1).reshape(count, ways, dim)
+        gate = _beside(anchor.gate, 3)
+    inner_lr, finetuning_lr = parameters.inner_lr, parameters.finetuning_lr
+    if parameters.decoder.ndim == 3:
+        inner_lr, finetuning_lr = inner_lr.unsqueeze(-2), for_episodes(finetuning_lr.unsqueeze(-2), whole)
     noise = None if given.weights is None else given.weights.reshape(count, *given.weights.shape[-4:])
     in_codes, in_weights = support_steps(support, shares, given, method.inner_steps, whole)
     adapted_codes, adapted_weights = LatentLoop.apply(
         codes.reshape(count, *codes.shape[-3:]),
-        parameters.inner_lr,
+        inner_lr,
         parameters.decoder,
         base,
-        None if anchor is None else anchor.gate,
+        gate,
         noise,
         *in_codes,
         decoder_offset(ways, dim),
         method.inner_steps,
     )
-    weights = WeightLoop.apply(adapted_weights, parameters.finetuning_lr, *in_weights, method.finetuning_steps)
+    weights = WeightLoop.apply(adapted_weights, finetuning_lr, *in_weights, method.finetuning_steps)
     shape = (*whole, ways, dim)
     assert len(whole) >= len(lead)
     return Adapted(prior, codes, adapted_codes.view(codes.shape), adapted_weights.view(shape), weights.view(shape))
+
+
+def _beside(scalar: Tensor, dims: int) -> Tensor:
+    """A scalar parameter () as it is; those of several sets (S,) with `dims` dimensions, to go with (S, ...)."""
+    return scalar.view(-1, *[1] * (dims - 1)) if scalar.ndim else scalar
+
+
+def for_episodes(rates: Tensor, whole: torch.Size) -> Tensor:
+    """Rates (S, ..., D) of several parameter sets for each of the episodes `whole` = (S, B): (S·B, ..., D)."""
+    return rates.unsqueeze(1).expand(*whole, *rates.shape[1:]).flatten(0, 1)
 
 
 def class_means(support: Tensor, shares: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """The noise and masks of meta-training, by (seed, step, task), and noise of posterior samples, by (seed, episode)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ class DrawShapes:
 def meta_training_draws(
     shapes: DrawShapes,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     step: int | Tensor,
     tasks: range,
     dropout: float,
@@ -63,7 +64,7 @@ def meta_training_draws(
 
     Args:
         shapes: sizes of an episode.
-        seed: of the run.
+        seed: of the run; or those of S runs, whose draws are stacked along a further first dimension.
         step: number of the meta-training step; () int64 where it is a tensor.
         tasks: which of the step's tasks.
         dropout: rate; 0 draws no masks.
@@ -75,12 +76,15 @@ def meta_training_draws(
     noise_words = -(-_count(noise) // 4) * 2  # 32 bits each, rounded up to a whole number of pairs of words
     mask_words = -(-_count(mask) // 4)  # 16 bits each
     words = (noise_words, mask_words)
+    seeds = [seed] if isinstance(seed, int) else list(seed)
     if isinstance(step, Tensor):
-        normals, masks = _on_device(seed, step, tasks, *words, dropout)
+        normals, masks = _on_device(seeds, step, tasks, *words, dropout)
     else:
-        normals, masks = _on_cpu(seed, step, tasks, *words, dropout)
+        normals, masks = _on_cpu(seeds, step, tasks, *words, dropout)
     named = dict(zip(("codes", "weights"), _split(normals.to(dtype), noise), strict=False))
     named |= dict(zip(("encoder_mask", "support_masks", "query_mask"), _split(masks.to(dtype), mask), strict=False))
+    if not isinstance(seed, int):
+        named = {name: torch.unflatten(value, 0, (len(seeds), len(tasks))) for name, value in named.items()}
     return Draws(**named)
 
 
@@ -117,12 +121,13 @@ def _normals(streams: Tensor, words: int) -> Tensor:
 
 
 def _on_cpu(
-    seed: int, step: int, tasks: range, noise_words: int, mask_words: int, dropout: float
+    seeds: list[int], step: int, tasks: range, noise_words: int, mask_words: int, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Normals (B, 2·noise words) and masks (B, 4·mask words), task by task, in the cache of a core."""
-    normals = np.empty((len(tasks), 2 * noise_words), np.float32)
-    masks = np.empty((len(tasks), 4 * mask_words), np.float32)
-    for row, task in enumerate(tasks):
+    """Normals (B, 2·noise words) and masks (B, 4·mask words), task by task, in the cache of a core; seeds in turn."""
+    streams = [(seed, task) for seed in seeds for task in tasks]
+    normals = np.empty((len(streams), 2 * noise_words), np.float32)
+    masks = np.empty((len(streams), 4 * mask_words), np.float32)
+    for row, (seed, task) in enumerate(streams):
         bits = randomness.words(noise_words + mask_words, seed, "noise", step, task)
         if noise_words:
             randomness.normals(bits[:noise_words].view(np.int32), normals[row])
@@ -132,12 +137,13 @@ def _on_cpu(
 
 
 def _on_device(
-    seed: int, step: Tensor, tasks: range, noise_words: int, mask_words: int, dropout: float
+    seeds: list[int], step: Tensor, tasks: range, noise_words: int, mask_words: int, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """As `_on_cpu`, by hashing positions."""
-    root = torch.full_like(step, randomness.integer_key(seed, "noise"))
+    roots = torch.stack([torch.full_like(step, randomness.integer_key(seed, "noise")) for seed in seeds])
     numbers = torch.arange(tasks.start, tasks.stop, device=step.device)
-    bits = randomness.device_words(randomness.keys(randomness.keys(root, step), numbers), noise_words + mask_words)
+    streams = randomness.keys(randomness.keys(roots, step).unsqueeze(-1), numbers).flatten()
+    bits = randomness.device_words(streams, noise_words + mask_words)
     normals = randomness.device_normals(bits[:, :noise_words].contiguous())
     return normals, randomness.device_masks(bits[:, noise_words:].contiguous(), dropout)
 

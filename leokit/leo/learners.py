@@ -14,6 +14,7 @@
 The first seven are the paper's; `anchored` is ours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import NamedTuple, Protocol
@@ -25,10 +26,10 @@ from torch import Tensor
 from leokit import randomness
 from leokit.config import MetaTrainConfig
 from leokit.errors import UsageError
-from leokit.leo.adaptation import Adapted, Draws, Method, adapt, masked, predict, support_steps
+from leokit.leo.adaptation import Adapted, Draws, Method, adapt, for_episodes, masked, predict, support_steps
 from leokit.leo.draws import DrawShapes, meta_training_draws, posterior_draws
 from leokit.leo.loops import WeightLoop
-from leokit.leo.objective import MetaLoss, Penalties, meta_loss, score
+from leokit.leo.objective import MetaLoss, Penalties, mean_of_each, meta_loss, score
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
 
 Tensors = dict[str, Tensor]
@@ -51,7 +52,11 @@ class Path(NamedTuple):
 
 
 class Learner(Protocol):
-    """A variant at work: it holds no tensors, so that one learner serves any number of parameter sets."""
+    """A variant at work: it holds no tensors, so that one learner serves any number of parameter sets.
+
+    `loss` takes several sets at once too, as runs that differ in their seeds alone: along a first dimension S of each
+    tensor, of support, query and draws, and of every scalar that it gives.
+    """
 
     @property
     def has_posterior(self) -> bool:
@@ -62,10 +67,11 @@ class Learner(Protocol):
         """The parameters before training, by name."""
         ...
 
-    def draws(self, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor, seeds: Sequence[int] | None = None) -> Draws:
         """Everything random that the tasks of a step consume, of the dtype and device of `like`.
 
-        The step is a number on the CPU, a () int64 tensor on any other device.
+        The step is a number on the CPU, a () int64 tensor on any other device. With `seeds` the draws are those of
+        runs with these seeds, along a first dimension, in place of the configuration's.
         """
         ...
 
@@ -130,9 +136,9 @@ class LatentLearner:
             tensors["gate"] = torch.tensor(config.anchor_gate, dtype=dtype)
         return tensors
 
-    def draws(self, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor, seeds: Sequence[int] | None = None) -> Draws:
         """See `Learner`."""
-        return _draws(self.config, self.dim, self.method, step, tasks, like)
+        return _draws(self.config, self.dim, self.method, step, tasks, like, seeds)
 
     def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
         """See `Learner`."""
@@ -232,16 +238,17 @@ class MetaSGD:
             "lr": torch.full(shape, self.config.inner_lr, dtype=dtype),
         }
 
-    def draws(self, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor, seeds: Sequence[int] | None = None) -> Draws:
         """See `Learner`: dropout masks alone."""
-        return _draws(self.config, self.dim, Method(0, self._steps, sampled=False), step, tasks, like)
+        return _draws(self.config, self.dim, Method(0, self._steps, sampled=False), step, tasks, like, seeds)
 
     def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
         """See `Learner`: the query loss and the L2 penalty of the start."""
         weights = self._adapt(tensors, support, draws)
         query_loss, accuracy = score(predict(weights, masked(query, draws.query_mask, draws)))
-        l2, none = tensors["start"].square().sum() / 2, query_loss.new_zeros(())
-        total = query_loss.mean() + self.config.l2_weight * l2
+        sets = tensors["start"].shape[:-2]
+        l2, none = tensors["start"].square().sum((-2, -1)) / 2, query_loss.new_zeros(sets)
+        total = mean_of_each(query_loss, sets) + self.config.l2_weight * l2
         return MetaLoss(total, query_loss, accuracy, none, none, l2, none)
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range, shares: Tensor | None = None) -> Tensor:
@@ -277,11 +284,15 @@ class MetaSGD:
     def _adapt(
         self, tensors: Tensors, support: Tensor, draws: Draws, steps: int | None = None, shares: Tensor | None = None
     ) -> Tensor:
-        steps = self._steps if steps is None else steps
-        images, _ = support_steps(support, shares, draws, steps, support.shape[:-3])
-        start = tensors["start"].expand(*support.shape[:-3], -1, -1)
-        weights: Tensor = WeightLoop.apply(start, tensors["lr"], *images, steps)
-        return weights
+        steps, lead = self._steps if steps is None else steps, support.shape[:-3]
+        images, _ = support_steps(support, shares, draws, steps, lead)
+        start, rates = tensors["start"], tensors["lr"]
+        if start.ndim == 3:
+            start, rates = for_episodes(start, lead), for_episodes(rates, lead)
+        else:
+            start = start.expand(*lead, -1, -1)
+        weights: Tensor = WeightLoop.apply(start, rates, *images, steps)
+        return weights.view(*lead, *weights.shape[-2:])
 
     def fallback(self, tensors: Tensors) -> Tensors | None:
         """See `Learner`: there is none."""
@@ -298,10 +309,18 @@ def penalties(config: MetaTrainConfig) -> Penalties:
     )
 
 
-def _draws(config: MetaTrainConfig, dim: int, method: Method, step: int | Tensor, tasks: range, like: Tensor) -> Draws:
+def _draws(
+    config: MetaTrainConfig,
+    dim: int,
+    method: Method,
+    step: int | Tensor,
+    tasks: range,
+    like: Tensor,
+    seeds: Sequence[int] | None,
+) -> Draws:
     draws = meta_training_draws(
         _shapes(config, dim, method, ways=config.ways),
-        seed=config.seed,
+        seed=config.seed if seeds is None else seeds,
         step=step,
         tasks=tasks,
         dropout=config.dropout,

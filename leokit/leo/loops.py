@@ -10,6 +10,8 @@ a graph of small operations: this is what makes meta-training fast. The way back
 exactly; `tests/property/test_leo_laws.py` holds it to the obvious twin and to finite differences.
 
 Shapes: B episodes, N classes, C codes of a class, M support images of all classes, D features, Z width of a code.
+Several parameter sets at once, S of them, are a first dimension of the parameters; B are then the episodes of the first
+set, of the second, and so on, and the rows of codes or classes have that first dimension too.
 """
 
 from typing import Any, NamedTuple
@@ -94,7 +96,10 @@ class WeightLoop(Function):
 
 
 class _Decoded(NamedTuple):
-    """Weights decoded from codes; rows are all codes (R = B·N·C) or, for means over codes, all classes (B·N)."""
+    """Weights decoded from codes; rows are all codes (R = B·N·C) or, for means over codes, all classes (B·N).
+
+    Of several parameter sets each has its own rows: (S, R/S, Z) and so on.
+    """
 
     codes: Tensor  # (R, Z)
     mean: Tensor  # (B·N, D), mean over the codes of a class
@@ -119,33 +124,41 @@ class _Sizes(NamedTuple):
     copies: int
 
     def over(self, rows: Tensor) -> Tensor:
-        """Rows (R, W) as (B·N, C, W)."""
-        return rows.view(-1, self.copies, rows.shape[1])
+        """Rows (..., R, W) as (..., B·N, C, W)."""
+        return rows.view(*rows.shape[:-2], -1, self.copies, rows.shape[-1])
 
     def total(self, rows: Tensor) -> Tensor:
-        """Sum over the codes of a class: (R, W) -> (B·N, W)."""
-        return rows if self.copies == 1 else self.over(rows).sum(1)
+        """Sum over the codes of a class: (..., R, W) -> (..., B·N, W)."""
+        return rows if self.copies == 1 else self.over(rows).sum(-2)
 
     def mean(self, rows: Tensor) -> Tensor:
-        """Mean over the codes of a class: (R, W) -> (B·N, W)."""
-        return rows if self.copies == 1 else self.over(rows).mean(1)
+        """Mean over the codes of a class: (..., R, W) -> (..., B·N, W)."""
+        return rows if self.copies == 1 else self.over(rows).mean(-2)
 
     def times(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """Rows (R, W), each times that of its class (B·N, W)."""
+        """Rows (..., R, W), each times that of its class (..., B·N, W)."""
         if self.copies == 1:
             return rows * classes
-        return (self.over(rows) * classes.unsqueeze(1)).view(rows.shape)
+        return (self.over(rows) * classes.unsqueeze(-2)).view(rows.shape)
 
     def add_product(self, rows: Tensor, classes: Tensor, matrix: Tensor) -> None:
-        """To rows (R, W) add those of their classes (B·N, V) times a matrix (V, W), in place."""
+        """To rows (..., R, W) add those of their classes (..., B·N, V) times a matrix (..., V, W), in place."""
         if self.copies == 1:
-            rows.addmm_(classes, matrix)
+            _add_product(rows, classes, matrix)
         else:
-            self.over(rows).add_(torch.mm(classes, matrix).unsqueeze(1))
+            self.over(rows).add_(torch.matmul(classes, matrix).unsqueeze(-2))
 
     def classifier(self, classes: Tensor) -> Tensor:
-        """(B·N, D) as (B, N, D)."""
+        """(..., B·N, D) as (B, N, D)."""
         return classes.view(self.episodes, self.ways, -1)
+
+
+def _add_product(values: Tensor, left: Tensor, right: Tensor, sign: int = 1) -> None:
+    """To a matrix (M, W), or several (S, M, W), add sign · left · right, in place."""
+    if values.ndim == 2:
+        values.addmm_(left, right, alpha=sign)
+    else:
+        values.baddbmm_(left, right, alpha=sign)
 
 
 class LatentLoop(Function):
@@ -155,8 +168,9 @@ class LatentLoop(Function):
     from the decoder, linear in the code, and σ = max(exp(u) - (1 - offset), 1e-10).
 
     Inputs: codes (B, N, C, Z), rates (Z,), decoder (Z, 2D), base (B, N, D) or None for 0, gate () or None for 1, noise
-    (B, steps + 1, N, C, D) or None for the means, the parts of `Support`, offset, steps. Outputs: codes (B, N, C, Z)
-    and classifier (B, N, D) after the last step.
+    (B, steps + 1, N, C, D) or None for the means, the parts of `Support`, offset, steps. Of several parameter sets:
+    rates (S, 1, Z), decoder (S, Z, 2D), gate (S, 1, 1). Outputs: codes (B, N, C, Z) and classifier (B, N, D) after the
+    last step.
     """
 
     @staticmethod
@@ -176,26 +190,25 @@ class LatentLoop(Function):
         ctx.support, ctx.rates, ctx.decoder, ctx.base, ctx.gate = Support(*parts), rates, decoder, base, gate
         ctx.sizes = sizes = _Sizes(*codes.shape[:3])
         ctx.path = []
-        means, deviations = (half.T for half in decoder.chunk(2, dim=1))  # (D, Z)
-        point = codes.reshape(-1, codes.shape[-1])
+        means, deviations = (half.mT for half in decoder.chunk(2, dim=-1))  # (D, Z)
+        point = codes.reshape(*decoder.shape[:-2], -1, codes.shape[-1])
         for step in range(steps):
-            decoded = _decode(point, means.T, deviations.T, _at(noise, step), sizes, offset)
-            classifier = _classifier(sizes.classifier(decoded.mean), base, gate)
-            gradient, probabilities = loss_gradient(classifier, ctx.support, step)
+            decoded = _decode(point, means.mT, deviations.mT, _at(noise, step), sizes, offset)
+            gradient, probabilities = loss_gradient(_classifier(decoded.mean, base, gate, sizes), ctx.support, step)
             gradient = gradient.view(decoded.mean.shape)
             by_mean = gradient if gate is None else gate * gradient
             if decoded.sensitivity is None:
                 by_deviation = None
-                by_codes = torch.mm(by_mean, means).repeat_interleave(sizes.copies, 0)
+                by_codes = torch.matmul(by_mean, means).repeat_interleave(sizes.copies, -2)
             else:
                 by_deviation = sizes.times(decoded.sensitivity, by_mean)
-                by_codes = torch.mm(by_deviation, deviations)
+                by_codes = torch.matmul(by_deviation, deviations)
                 sizes.add_product(by_codes, by_mean, means)
             ctx.path.append(_Step(decoded, gradient, probabilities, by_deviation, by_codes))
             point = torch.addcmul(point, rates, by_codes, value=-1)
-        ctx.last = _decode(point, means.T, deviations.T, _at(noise, steps), sizes, offset)
+        ctx.last = _decode(point, means.mT, deviations.mT, _at(noise, steps), sizes, offset)
         # Outputs are not inputs or what is kept, lest the graph keeps itself alive.
-        return point.view(codes.shape).clone(), _classifier(sizes.classifier(ctx.last.mean), base, gate).clone()
+        return point.view(codes.shape).clone(), _classifier(ctx.last.mean, base, gate, sizes).clone()
 
     @staticmethod
     @once_differentiable
@@ -218,10 +231,10 @@ def _at(noise: Tensor | None, step: int) -> Tensor | None:
 def _decode(
     codes: Tensor, means: Tensor, deviations: Tensor, noise: Tensor | None, sizes: _Sizes, offset: float
 ) -> _Decoded:
-    mean = torch.mm(sizes.mean(codes), means)  # the mean over codes commutes with what is linear
+    mean = torch.matmul(sizes.mean(codes), means)  # the mean over codes commutes with what is linear
     if noise is None:
         return _Decoded(codes, mean, None)
-    exponential = torch.mm(codes, deviations).exp_()
+    exponential = torch.matmul(codes, deviations).exp_()
     sensitivity = threshold(exponential, 1 - offset + MIN_STD, 0.0)
     sensitivity.view(noise.shape).mul_(noise)
     std = exponential.sub_(1 - offset).clamp_(min=MIN_STD)
@@ -229,8 +242,8 @@ def _decode(
     return _Decoded(codes, mean.add_(sizes.mean(std)), sensitivity)
 
 
-def _classifier(mean: Tensor, base: Tensor | None, gate: Tensor | None) -> Tensor:
-    scaled = mean if gate is None else gate * mean
+def _classifier(mean: Tensor, base: Tensor | None, gate: Tensor | None, sizes: _Sizes) -> Tensor:
+    scaled = sizes.classifier(mean if gate is None else gate * mean)
     return scaled if base is None else base + scaled
 
 
@@ -241,7 +254,7 @@ class _Back:
         last: _Decoded = ctx.last
         self.ctx = ctx
         self.sizes: _Sizes = ctx.sizes
-        self.means, self.deviations = ctx.decoder.chunk(2, dim=1)  # (Z, D)
+        self.means, self.deviations = ctx.decoder.chunk(2, dim=-1)  # (Z, D)
         self.codes = torch.zeros_like(last.codes)  # by the codes of the step that the way back has reached
         self.rates = torch.zeros_like(last.codes)
         self.by_means, self.by_deviations = torch.zeros_like(self.means), torch.zeros_like(self.deviations)
@@ -254,19 +267,19 @@ class _Back:
         if self.base is not None:
             self.base += classifier
         if self.gate is not None:
-            self.gate += (mean * decoded.mean).sum()
+            self.gate += (mean * decoded.mean).sum_to_size(self.gate.shape)
             mean = self.ctx.gate * mean
-        self.by_means.addmm_(sizes.mean(decoded.codes).T, mean)
+        _add_product(self.by_means, sizes.mean(decoded.codes).mT, mean)
         if sizes.copies > 1:
             mean = mean / sizes.copies
-        sizes.add_product(self.codes, mean, self.means.T)
+        sizes.add_product(self.codes, mean, self.means.mT)
         if decoded.sensitivity is not None:
             if by_deviation is None:
                 by_deviation = sizes.times(decoded.sensitivity, mean)
             else:
-                sizes.over(by_deviation).addcmul_(mean.unsqueeze(1), sizes.over(decoded.sensitivity))
-            self.by_deviations.addmm_(decoded.codes.T, by_deviation)
-            self.codes.addmm_(by_deviation, self.deviations.T)
+                sizes.over(by_deviation).addcmul_(mean.unsqueeze(-2), sizes.over(decoded.sensitivity))
+            _add_product(self.by_deviations, decoded.codes.mT, by_deviation)
+            _add_product(self.codes, by_deviation, self.deviations.mT)
 
     def through_step(self, taken: _Step, step: int) -> None:
         """From the codes after a step to those before it."""
@@ -275,17 +288,17 @@ class _Back:
         moved = self.codes * self.ctx.rates  # what follows is its negative
         summed = sizes.total(moved)
         by_gradient = taken.gradient if gate is None else gate * taken.gradient
-        self.by_means.addmm_(summed.T, by_gradient, alpha=-1)
-        by_mean = torch.mm(summed, self.means)
+        _add_product(self.by_means, summed.mT, by_gradient, sign=-1)
+        by_mean = torch.matmul(summed, self.means)
         pushed = None
         if taken.by_deviation is not None:
             assert taken.decoded.sensitivity is not None
-            self.by_deviations.addmm_(moved.T, taken.by_deviation, alpha=-1)
-            pushed = torch.mm(moved, self.deviations)
+            _add_product(self.by_deviations, moved.mT, taken.by_deviation, sign=-1)
+            pushed = torch.matmul(moved, self.deviations)
             by_mean.add_(sizes.total(pushed * taken.decoded.sensitivity))
             pushed.mul_(taken.by_deviation).neg_()  # the derivative of a sensitivity by its deviation is itself
         if self.gate is not None:
-            self.gate -= (by_mean * taken.gradient).sum()
+            self.gate -= (by_mean * taken.gradient).sum_to_size(self.gate.shape)
             by_mean = gate * by_mean
         vector = sizes.classifier(by_mean)
         classifier = torch.bmm(*hessian_product(vector, taken.probabilities, self.ctx.support, step))
@@ -293,7 +306,7 @@ class _Back:
 
     def results(self) -> tuple[Tensor | None, ...]:
         """By codes, rates, decoder, base and gate."""
-        sizes, latents = self.sizes, self.codes.shape[1]
+        sizes, latents = self.sizes, self.codes.shape[-1]
         codes = self.codes.view(sizes.episodes, sizes.ways, sizes.copies, latents)
-        decoder = torch.cat([self.by_means, self.by_deviations], dim=1)
-        return codes, self.rates.sum(0), decoder, self.base, self.gate
+        decoder = torch.cat([self.by_means, self.by_deviations], dim=-1)
+        return codes, self.rates.sum_to_size(self.ctx.rates.shape), decoder, self.base, self.gate

@@ -25,7 +25,10 @@ class Penalties:
 
 
 class MetaLoss(NamedTuple):
-    """The meta-objective of a batch of episodes and its terms, unweighted. Scalars, except as said."""
+    """The meta-objective of a batch of episodes and its terms, unweighted. Scalars, except as said.
+
+    Of several parameter sets each scalar is one for each set, (S,).
+    """
 
     total: Tensor
     query_loss: Tensor  # (...,) mean cross-entropy of each episode's queries
@@ -48,7 +51,7 @@ def meta_loss(
     """Mean over episodes of the query loss after adaptation, plus the weighted penalties.
 
     Args:
-        parameters: the model.
+        parameters: the model; or several, see `adapt`: then support and query are (S, B, ...).
         support: (..., N, K, D) L2-normalised features.
         query: (..., N, Q, D) likewise.
         penalties: weights of the terms.
@@ -60,21 +63,31 @@ def meta_loss(
     adapted = adapt(parameters, support, method, draws, anchor)
     logits = predict(adapted.weights, masked(query, draws.query_mask if draws else None, draws))  # (..., N, Q, N)
     query_loss, accuracy = score(logits)
-    none = query_loss.new_zeros(())
-    kl = encoder_penalty = none
+    sets = parameters.decoder.shape[:-2]  # () or (S,)
+    kl = encoder_penalty = query_loss.new_zeros(sets)
     if adapted.prior is not None and draws is not None and draws.codes is not None:
-        kl = sampled_kl(adapted.prior, adapted.codes, draws.codes).mean()
-        encoder_penalty = mse_loss(adapted.codes, adapted.adapted_codes.detach())
-    l2 = SumOfSquares.apply(*parameters.matrices()) / 2
+        kl = mean_of_each(sampled_kl(adapted.prior, adapted.codes, draws.codes), sets)
+        encoder_penalty = mean_square(adapted.codes, adapted.adapted_codes.detach(), sets)
+    l2 = SumOfSquares.apply(len(sets), *parameters.matrices()) / 2
     orthogonality = orthogonality_penalty(parameters.decoder)
     total = (
-        query_loss.mean()
+        mean_of_each(query_loss, sets)
         + penalties.kl * kl
         + penalties.encoder * encoder_penalty
         + penalties.l2 * l2
         + penalties.orthogonality * orthogonality
     )
     return MetaLoss(total, query_loss, accuracy, kl, encoder_penalty, l2, orthogonality)
+
+
+def mean_of_each(values: Tensor, sets: torch.Size) -> Tensor:
+    """Mean of values (*sets, ...) over all but the dimensions of parameter sets: (*sets,)."""
+    return values.mean(tuple(range(len(sets), values.ndim)))
+
+
+def mean_square(left: Tensor, right: Tensor, sets: torch.Size) -> Tensor:
+    """Mean square of a difference over all but the dimensions of parameter sets: (*sets,)."""
+    return mean_of_each(mse_loss(left, right, reduction="none"), sets) if sets else mse_loss(left, right)
 
 
 def score(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +110,10 @@ def sampled_kl(prior: Gaussian, codes: Tensor, noise: Tensor) -> Tensor:
 def orthogonality_penalty(decoder: Tensor) -> Tensor:
     """Mean square of C - I, where C holds the cosines between the rows (latent dimensions) of the decoder (Z, 2D)."""
     products: Tensor = RowProducts.apply(decoder)
-    norms = products.diagonal().clamp_min(1e-32).sqrt()
-    return mse_loss(products / (norms * norms[:, None]), torch.eye(len(norms), dtype=norms.dtype, device=norms.device))
+    norms = products.diagonal(dim1=-2, dim2=-1).clamp_min(1e-32).sqrt()
+    cosines = products / (norms.unsqueeze(-2) * norms.unsqueeze(-1))
+    identity = torch.eye(norms.shape[-1], dtype=norms.dtype, device=norms.device).expand(cosines.shape)
+    return mean_square(cosines, identity, decoder.shape[:-2])
 
 
 class RowProducts(Function):
@@ -108,28 +123,30 @@ class RowProducts(Function):
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
         """See the class."""
         ctx.save_for_backward(matrix)
-        return matrix @ matrix.T
+        return matrix @ matrix.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         """By the matrix."""
-        gradient: Tensor = (upstream + upstream.T) @ ctx.saved_tensors[0]
+        gradient: Tensor = (upstream + upstream.mT) @ ctx.saved_tensors[0]
         return gradient
 
 
 class SumOfSquares(Function):
-    """Sum of all squares of some tensors, with few operations each way."""
+    """Sum of all squares of some tensors, with few operations each way; the first `sets` dimensions stay."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, sets: int, *tensors: Tensor) -> Tensor:
         """See the class."""
         ctx.save_for_backward(*tensors)
-        return sums_of_squares(tensors).sum()
+        return sums_of_squares(tensors, sets).sum(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Twice each tensor."""
-        doubled: tuple[Tensor, ...] = torch._foreach_mul(ctx.saved_tensors, 2 * upstream)
-        return doubled
+        tensors, factor = ctx.saved_tensors, 2 * upstream
+        factors = [factor.view(-1, 1, 1)] * len(tensors) if factor.ndim else factor
+        doubled: tuple[Tensor, ...] = torch._foreach_mul(tensors, factors)
+        return None, *doubled
