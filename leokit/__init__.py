@@ -10,12 +10,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leokit.api import evaluate, extract, meta_train
+    from leokit.api import evaluate, extract, meta_train, meta_train_seeds
     from leokit.estimator import LEOClassifier
     from leokit.features import FeatureStore
 
 __version__ = version("leokit")
-__all__ = ["FeatureStore", "LEOClassifier", "__version__", "evaluate", "extract", "meta_train"]
+__all__ = ["FeatureStore", "LEOClassifier", "__version__", "evaluate", "extract", "meta_train", "meta_train_seeds"]
 
 _HOMES = {
     "FeatureStore": "leokit.features",
@@ -23,6 +23,7 @@ _HOMES = {
     "evaluate": "leokit.api",
     "extract": "leokit.api",
     "meta_train": "leokit.api",
+    "meta_train_seeds": "leokit.api",
 }
 
 

@@ -55,7 +55,8 @@ def meta_train(preset: str | None = None, *, on_progress: Progress | None = None
         The run with its best weights; the same call on a finished run returns it.
 
     Raises:
-        UsageError: an unknown option or preset, or a value out of range.
+        UsageError: an unknown option or preset, a value out of range, or `seeds` that are several, for which there is
+            `meta_train_seeds`.
         DataError: too few classes or images.
         ArtifactError: no features, or another result at the same place.
 
@@ -68,6 +69,36 @@ def meta_train(preset: str | None = None, *, on_progress: Progress | None = None
 
     values, _ = with_preset({**options, **({} if preset is None else {"preset": preset})})
     return stage.run(build(MetaTrainConfig, values), on_progress=on_progress)
+
+
+def meta_train_seeds(
+    seeds: int, preset: str | None = None, *, on_progress: Progress | None = None, **options: Any
+) -> list[Run]:
+    """Meta-train a run for each of several seeds, several at a time: `leokit meta-train --seeds`.
+
+    Args:
+        seeds: how many, from the option `seed` on.
+        preset: as for `meta_train`.
+        on_progress: called with the steps done by all of them, those wanted, and a line on how it goes.
+        options: as for `meta_train`, `parallel` and `jobs` among them.
+
+    Returns:
+        The runs in the order of their seeds; each is found where it is finished.
+
+    Raises:
+        UsageError, DataError, ArtifactError: as `meta_train`.
+        Diverged: one of the runs has; raised after the others have ended.
+        LeokitError: a process that trained one was ended from outside.
+
+    Example:
+        >>> options = {"steps": 2, "val_episodes": 10, "val_queries": 4, "queries": 4, "work": work}
+        >>> [run.folder.name for run in meta_train_seeds(2, "own-images", parallel="batched", **options)]
+        ['anchored-5way-1shot', 'anchored-5way-1shot-seed1']
+    """
+    from leokit.stages import meta_train as stage
+
+    values, _ = with_preset({**options, "seeds": seeds, **({} if preset is None else {"preset": preset})})
+    return stage.run_seeds(build(MetaTrainConfig, values), on_progress=on_progress)
 
 
 def evaluate(run: str | Path | Run | None = None, *, on_progress: Progress | None = None, **options: Any) -> Evaluation:

@@ -93,6 +93,7 @@ COMMANDS = (  # the tables that a config file may have
     "bench-pretrain",
     "bench-meta-train",
     "bench-search",
+    "bench-seeds",
     "bench-eval",
     "bench-uncertainty",
 )
@@ -475,6 +476,23 @@ class MetaTrainConfig:
     ] = None
     cuda_graph: CudaGraph = True
     seed: Seed = 0
+    seeds: Annotated[
+        int, Ge(1), Le(1000), Outside(), Doc("Train so many seeds, from --seed on, each a run of its own.")
+    ] = 1
+    parallel: Annotated[
+        Literal["auto", "processes", "batched", "none"],
+        Outside(),
+        Doc(
+            "Several seeds at a time: processes, each as if alone; batched, their steps as one on one device, which "
+            "gives the weights of a run alone but for rounding; auto: batched on CUDA, processes on a CPU with room."
+        ),
+    ] = "auto"
+    jobs: Annotated[
+        int | None,
+        Ge(1),
+        Outside(),
+        Doc("Processes at a time for seeds, each with the threads of a run alone (default: as many as fit the cores)."),
+    ] = None
     device: Device = "auto"
     resume: Resume = True
     tensorboard: Annotated[bool, Outside(), Doc("Copy the metrics to TensorBoard's events in RUN/tensorboard.")] = False
@@ -932,6 +950,24 @@ class BenchSearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchSeedsConfig:
+    """Options of `leokit bench seeds`."""
+
+    seeds: Annotated[int, Ge(2), Le(1000), Doc("Runs that are trained.")] = 5
+    shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
+    ways: Annotated[int, Ge(2), Le(20), Doc("Classes of an episode (N).")] = 5
+    queries: Annotated[int, Ge(1), Doc("Query images of each class.")] = 15
+    dim: Annotated[int, Ge(1), Doc("Width of the features (D).")] = 640
+    meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
+    steps: Annotated[int, Ge(1), Doc("Steps of each run in a turn.")] = 100
+    rounds: Annotated[int, Ge(1), Doc("Turns that each way takes.")] = 3
+    jobs: Annotated[int | None, Ge(1), Doc("Processes (default: one for each core).")] = None
+    compile: Annotated[bool, Doc("Compile the loss of a step; takes most of a minute first.")] = False
+    cuda_graph: CudaGraph = True
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchEvalConfig:
     """Options of `leokit bench eval`."""
 
@@ -989,6 +1025,7 @@ StageConfig = TypeVar(
     BenchPretrainConfig,
     BenchMetaTrainConfig,
     BenchSearchConfig,
+    BenchSeedsConfig,
     BenchEvalConfig,
     BenchUncertaintyConfig,
 )
@@ -1170,11 +1207,17 @@ def fixed_steps(config: MetaTrainConfig) -> int:
 
 
 def check_together(config: MetaTrainConfig) -> None:
-    """Check options that must go together: those which say how long to train, and the variant with its sampling.
+    """Check options that must go together: how long to train, the variant with its sampling, and the seeds.
 
     Raises:
         UsageError: two of them contradict each other, or none says how long.
     """
+    if config.seed + config.seeds > 2**63:
+        raise UsageError(f"--seed {config.seed} with --seeds {config.seeds}: the last seed is at most {2**63 - 1}.")
+    if config.jobs is not None and config.parallel in ("batched", "none"):
+        raise UsageError(
+            f"--jobs {config.jobs} with --parallel {config.parallel}: no processes are started then; leave one out."
+        )
     if config.variant == "random-prior" and not config.sampling:
         raise UsageError("--variant random-prior with --no-sampling: its codes are draws; leave one of them out.")
     if config.steps_from is None:

@@ -124,6 +124,14 @@ def _count(path):
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
+def workers_of_this_process():
+    """The processes of loky below this one that have a task or wait for one."""
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes():
+                yield int(child)
+
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
 

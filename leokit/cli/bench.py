@@ -1,4 +1,4 @@
-"""`leokit bench`: extract, read, pretrain, meta-train, search, eval and uncertainty."""
+"""`leokit bench`: extract, read, pretrain, meta-train, seeds, search, eval and uncertainty."""
 
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +15,7 @@ from leokit.config import (
     BenchPretrainConfig,
     BenchReadConfig,
     BenchSearchConfig,
+    BenchSeedsConfig,
     BenchUncertaintyConfig,
 )
 
@@ -140,6 +141,31 @@ def search(config: BenchSearchConfig, output: Output) -> None:
     output.result(found, [TableData("Trials at a time", columns, lines)], sentences)
 
 
+def seeds(config: BenchSeedsConfig, output: Output) -> None:
+    """Measure the steps of several seeds one after the other, batched and in processes, taking turns.
+
+    Example: leokit bench seeds --shots 5
+    """
+    share_cores()
+    from leokit.stages import bench_learning
+
+    if output.dry_run:
+        output.result(asdict(config), [], [f"Would take {config.steps} steps of {config.seeds} seeds in each turn."])
+        return
+    speed = bench_learning.run_seeds(config)
+    rows = [
+        [way, f"{seconds:.2f}", *(f"{value:.2f}" for value in (speed["ratio"][way], *speed["ratio_range"][way]))]
+        for way, seconds in speed["seconds"].items()
+    ]
+    columns = ["", "seconds", "times as fast", "least", "most"]
+    sentences = [
+        f"{config.steps} steps of {config.seeds} seeds, {config.ways}-way {config.shots}-shot, {config.dim} features, "
+        f"medians of {config.rounds} turns, on {speed['device']} with {speed['threads']} threads"
+        + (f" and {speed['jobs']} processes." if speed["jobs"] else "."),
+    ]
+    output.result(speed, [TableData("Several seeds", columns, rows)], sentences)
+
+
 def eval(config: BenchEvalConfig, output: Output) -> None:
     """Measure testing against the obvious twin, one episode at a time, taking turns.
 
@@ -187,5 +213,6 @@ add_command(app, "read", BenchReadConfig, read, table="bench-read")
 add_command(app, "pretrain", BenchPretrainConfig, pretrain, table="bench-pretrain")
 add_command(app, "meta-train", BenchMetaTrainConfig, meta_train, table="bench-meta-train")
 add_command(app, "search", BenchSearchConfig, search, table="bench-search")
+add_command(app, "seeds", BenchSeedsConfig, seeds, table="bench-seeds")
 add_command(app, "eval", BenchEvalConfig, eval, table="bench-eval")
 add_command(app, "uncertainty", BenchUncertaintyConfig, uncertainty, table="bench-uncertainty")

@@ -1,10 +1,16 @@
 """`leokit meta-train`."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from leokit import distributed
+from leokit.cli.extract import share_cores
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import MetaTrainConfig, run_name
 from leokit.text import pasteable
+
+if TYPE_CHECKING:
+    from leokit.runs import Run
 
 
 def command(config: MetaTrainConfig, output: Output) -> None:
@@ -15,15 +21,28 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     The last run of a published protocol trains on train and val, as long as an earlier one was best at:
     --train-on-val --steps-from RUN.
 
-    Example: leokit meta-train --shots 1 --steps 6000
+    With --seeds a run for each seed, several at a time. Under torchrun or srun the episodes of each step are divided
+    among the ranks.
+
+    Example: leokit meta-train --shots 1 --steps 6000 --seeds 5
     """
+    if config.seeds > 1:
+        share_cores()
     from leokit.stages import meta_train
 
     if output.dry_run:
-        output.plan(meta_train.dry_run(config), "Would train")
+        plan = meta_train.dry_run(config)
+        if not distributed.world().rank:
+            output.plan(plan, "Would train")
         return
     with output.progress("Meta-training") as progress:
-        run = meta_train.run(config, on_progress=progress, on_message=output.note)
+        runs = meta_train.run_seeds(config, on_progress=progress, on_message=output.note)
+    if distributed.world().rank:
+        return  # rank 0 says it
+    if config.seeds > 1:
+        _show_seeds(config, runs, output)
+        return
+    (run,) = runs
     facts, info = run.facts, run.manifest.info
     rows = [
         ["run", str(run.folder)],
@@ -38,6 +57,26 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     found_by_shots = not config.out and run_name(config) == run_name(MetaTrainConfig(shots=config.shots))
     where = f"--shots {config.shots}" if found_by_shots else f"--run {pasteable(run.folder)}"
     output.next_command(f"leokit eval {where}")
+
+
+def _show_seeds(config: MetaTrainConfig, runs: "Sequence[Run]", output: Output) -> None:
+    """Print the runs of several seeds as one table, and how to test them together."""
+    columns = ["seed", "run", "id", "steps", "best step", "meta-val accuracy, %"]
+    rows = []
+    for run in runs:
+        facts = run.facts
+        selected = ["", ""]
+        if facts["val_accuracy"] is not None:
+            selected = [str(facts["best_step"]), percent(facts["val_accuracy"], facts["val_half_width"])]
+        rows.append([str(run.config.seed), str(run.folder), run.id[:12], str(facts["steps"]), *selected])
+    title = f"{config.variant}, {config.ways}-way {config.shots}-shot, {_features(runs[0].facts)}"
+    sentences = [] if config.train_on_val else ["Each run's best weights were chosen on these meta-val episodes."]
+    data = {"runs": [{"out": str(run.folder), "id": run.id, "seed": run.config.seed, **run.facts} for run in runs]}
+    output.result(data, [TableData(title, columns, rows)], sentences)
+    words = ["leokit", "eval", *(pasteable(run.folder) for run in runs)]
+    words += ["--features", pasteable(config.features)] if config.features else []
+    words += ["--work", pasteable(config.work)] if config.work != MetaTrainConfig.work else []
+    output.next_command(" ".join(words))
 
 
 def _selection(facts: dict[str, Any]) -> list[list[str]]:

@@ -21,27 +21,13 @@ from numpy.typing import NDArray
 
 from leokit import manifest
 from leokit.config import MetaTrainConfig
+from leokit.engine.matrices import Matrices
 from leokit.episodes import FeatureMatrix, Types, types_of
 from leokit.errors import disk_errors
 from leokit.features import SCHEMA, FeatureStore, FeatureTable
 
 SPLITS = ("train", "val")  # all that a trial looks at
 _BLOCK = 4096  # rows that are centred at a time
-
-
-@dataclass(frozen=True)
-class Matrices:
-    """The features that a run is trained and selected on.
-
-    Attributes:
-        training: of the meta-train classes.
-        validation: of the meta-val classes.
-        uncentred: the latter as they were before centring; None where the run does not centre.
-    """
-
-    training: FeatureMatrix
-    validation: FeatureMatrix
-    uncentred: FeatureMatrix | None
 
 
 def open_matrices(config: MetaTrainConfig, features: Path, folder: Path, device: torch.device) -> Matrices:
@@ -55,9 +41,9 @@ def open_matrices(config: MetaTrainConfig, features: Path, folder: Path, device:
     """
     rows = MappedRows(features, folder, types_of(config))
     if not config.centring:
-        return Matrices(rows.matrix("train", device), rows.matrix("val", device), None)
-    plain = rows.matrix("val", device)
-    return Matrices(rows.matrix("train", device, centred=True), rows.matrix("val", device, centred=True), plain)
+        return Matrices(rows.matrix("train", device), rows.matrix("val", device))
+    training, validation = (rows.matrix(split, device, centred=True) for split in SPLITS)
+    return Matrices(training, validation, rows.matrix("val", device), rows.mean().to(device))
 
 
 @dataclass(frozen=True)
@@ -121,7 +107,7 @@ class MappedRows:
 
     def _write_centred(self, split: str, path: Path) -> None:
         cpu = torch.device("cpu")
-        plain, mean = self.matrix(split, cpu), torch.from_numpy(np.load(self._mean()))
+        plain, mean = self.matrix(split, cpu), self.mean()
 
         def blocks() -> Iterator[NDArray[Any]]:
             for start in range(0, len(plain.rows), _BLOCK):
@@ -131,8 +117,8 @@ class MappedRows:
 
         _write_rows(path, (len(plain.rows), plain.dim), _name(self._held), blocks())
 
-    def _mean(self) -> Path:
-        """The file of the mean of the rows that are trained on."""
+    def mean(self) -> torch.Tensor:
+        """The mean (D,) of the rows that are trained on."""
         path = self._path("train", "-mean")
 
         def make() -> None:
@@ -140,7 +126,7 @@ class MappedRows:
             _write_rows(path, mean.shape, mean.dtype.name, iter([mean]))
 
         _make_once(path, make)
-        return path
+        return torch.from_numpy(np.load(path))
 
 
 def _name(dtype: torch.dtype) -> str:

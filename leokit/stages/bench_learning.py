@@ -1,4 +1,4 @@
-"""`leokit bench pretrain`, `meta-train`, `eval` and `uncertainty`: all but the first against a twin, in one process.
+"""`leokit bench pretrain`, `meta-train`, `seeds`, `eval` and `uncertainty`: most of them against a twin.
 
 Both do the same work on the same draws and take turns, so that the ratio holds on a machine whose speed drifts. The
 arithmetic limit is the number of operations of the matrix products, counted from their shapes, over the rate of large
@@ -10,11 +10,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +27,7 @@ from leokit.config import (
     BenchEvalConfig,
     BenchMetaTrainConfig,
     BenchPretrainConfig,
+    BenchSeedsConfig,
     BenchUncertaintyConfig,
     MetaTrainConfig,
     PretrainConfig,
@@ -40,9 +43,9 @@ from leokit.engine.pixels import InMemory
 from leokit.engine.predictives import Member, predict_episodes
 from leokit.engine.pretraining import Labelled, Trainer
 from leokit.engine.scoring import score
-from leokit.engine.state import State, new_state
+from leokit.engine.state import State, new_state, stack
 from leokit.engine.steps import Steps, make_steps
-from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count
+from leokit.episodes import EpisodeSampler, FeatureMatrix, MatrixArrays, query_count
 from leokit.features import FeatureTable
 from leokit.images.augmentation import Recipe
 from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
@@ -78,6 +81,77 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
     plain, state = make_steps(replace(trained, cuda_graph=False), features), new_state(trained, config.dim, device)
     found = _result(rates, lambda: plain.take(state), config.rounds, device, unit="steps")
     return {**found, "milliseconds": _parts(trained, features, device), "operator_calls": _calls(plain, state)}
+
+
+def run_seeds(config: BenchSeedsConfig) -> dict[str, Any]:
+    """Seconds for the same steps of several seeds: one after the other, batched, and on a CPU in processes.
+
+    Returns:
+        By way: `seconds` of a turn (median), `ratio` of those one after the other to them (median over turns) and its
+        `ratio_range`; and where it was measured.
+    """
+    device = resolve_device(config.device)
+    trained = _config(config.shots, config.ways, config.queries, config.meta_batch)
+    trained = replace(trained, cuda_graph=config.cuda_graph, compile=config.compile)
+    features = made_up_features(CLASSES, 600, config.dim, device)
+    runs = [replace(trained, seed=seed) for seed in range(config.seeds)]
+    single = [(make_steps(run, features), new_state(run, config.dim, device)) for run in runs]
+    whole = stack(trained, [new_state(run, config.dim, device) for run in runs])
+    batched = make_steps(trained, features, seeds=[run.seed for run in runs])
+
+    def one_by_one() -> None:
+        for steps, state in single:
+            _take(steps, state, config.steps)
+
+    ways: dict[str, Callable[[], object]] = {
+        "one after the other": one_by_one,
+        "batched": lambda: _take(batched, whole, config.steps),
+    }
+    jobs = 0
+    if device.type == "cpu":
+        jobs = min(config.jobs or default_workers(), config.seeds)
+        parallel, arrays = Parallel(jobs, backend="loky", batch_size=1, max_nbytes="100K"), features.arrays()
+        threads = torch.get_num_threads()
+        ways["processes"] = lambda: parallel(
+            delayed(_take_in_process)(run, arrays, config.steps, threads) for run in runs
+        )
+    turns: list[dict[str, float]] = []
+    with parallel if jobs else nullcontext():
+        for _ in range(1 + config.rounds):  # the first one starts processes and captures graphs
+            turns.append({})
+            for name, way in ways.items():
+                _synchronise(device)
+                started = time.perf_counter()
+                way()
+                _synchronise(device)
+                turns[-1][name] = time.perf_counter() - started
+    turns = turns[1:]
+    ratios = {name: [turn["one after the other"] / turn[name] for turn in turns] for name in ways}
+    return {
+        "seconds": {name: statistics.median(turn[name] for turn in turns) for name in ways},
+        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
+        "ratio_range": {name: [min(found), max(found)] for name, found in ratios.items()},
+        "seeds": config.seeds,
+        "steps": config.steps,
+        "rounds": config.rounds,
+        "threads": torch.get_num_threads(),
+        "jobs": jobs,
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+
+
+def _take(steps: Steps, state: State, count: int) -> None:
+    for _ in range(count):
+        steps.take(state)
+    steps.check(state)
+
+
+def _take_in_process(config: MetaTrainConfig, features: MatrixArrays, count: int, threads: int) -> None:
+    """Steps of a run in a process of its own, with as many threads as alone, so that its bits are the same."""
+    torch.set_num_threads(threads)
+    matrix = FeatureMatrix.of(features)
+    _take(make_steps(config, matrix), new_state(config, matrix.dim, torch.device("cpu")), count)
 
 
 def _parts(config: MetaTrainConfig, features: FeatureMatrix, device: torch.device, count: int = 20) -> dict[str, float]:

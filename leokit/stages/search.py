@@ -31,7 +31,7 @@ from leokit.config import (
 )
 from leokit.devices import resolve_device
 from leokit.engine.interrupts import stop_requests
-from leokit.engine.mapped import SPLITS, Matrices, close_files, open_matrices
+from leokit.engine.mapped import SPLITS, close_files, open_matrices
 from leokit.engine.scoring import one_thread, score
 from leokit.engine.training import classifier
 from leokit.engine.trials import (
@@ -501,9 +501,10 @@ def _measured(plan: _Plan, outcome: Outcome) -> NDArray[np.float64]:
     tensors = load_parameters(plan.trial(outcome.index) / WEIGHTS)
     tensors = {name: value.to(plan.device) for name, value in tensors.items()}
     with one_thread():
-        matrices: Matrices = open_matrices(config, plan.store.folder.absolute(), plan.rows.absolute(), plan.device)
+        matrices = open_matrices(config, plan.store.folder.absolute(), plan.rows.absolute(), plan.device)
         plain = matrices.uncentred if not outcome.best_is_centred else None
         features = plain or matrices.validation
+        assert features is not None
         # A purpose of its own: these are other episodes than those that selected.
         sampler = EpisodeSampler(features.offsets, ways=config.ways, seed=config.seed, purpose="search")
         scores = score(

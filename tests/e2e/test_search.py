@@ -15,7 +15,7 @@ from leokit.config import SearchConfig
 from leokit.errors import UsageError
 from leokit.stages import search
 from tests.e2e.conftest import learnable_store
-from tests.processes import HAS_PROC, dask_cluster, ended, killed_after, start
+from tests.processes import HAS_PROC, dask_cluster, ended, killed_after, start, workers_of_this_process
 
 SPACE = """
 outer_lr = { log_uniform = [1e-4, 3e-2] }
@@ -163,14 +163,6 @@ class Killer:
             if any(not (folder / "trial.json").exists() for folder in begun) and (process := self.choose()):
                 os.kill(process, signal.SIGKILL)
                 self.killed = process
-
-
-def workers_of_this_process():
-    """The processes of loky below this one that have a task or wait for one."""
-    for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes():
-                yield int(child)
 
 
 def test_shares_that_are_gathered_give_the_same_table(place, whole, tmp_path):

@@ -52,7 +52,7 @@ def test_the_example_prints_what_it_says(example, names):
 
 
 def test_the_public_package_has_examples():
-    public = {f"leokit.{home}" for home in ("api.extract", "api.meta_train", "api.evaluate")}
+    public = {f"leokit.{home}" for home in ("api.extract", "api.meta_train", "api.meta_train_seeds", "api.evaluate")}
     public |= {"leokit.estimator.LEOClassifier", "leokit.features.store.FeatureStore"}
     assert public <= {example.name for example in FOUND}
     assert set(leokit.__all__) <= set(dir(leokit))
