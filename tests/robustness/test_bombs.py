@@ -319,7 +319,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("form", ["zip", "plain"])
+@pytest.mark.parametrize("form", ["zip", pytest.param("plain", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", PROGRAMS)
 def test_programs_in_files_of_weights(tmp_path, monkeypatch, fault, form):
     monkeypatch.chdir(tmp_path)
@@ -333,10 +333,10 @@ def test_programs_in_files_of_weights(tmp_path, monkeypatch, fault, form):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_file_of_weights_that_unpacks_to_gigabytes(tmp_path):
+def test_a_file_of_weights_that_unpacks_to_more(tmp_path):
     path = tmp_path / "weights.pth"
-    torch_zip(path, tensor_of((MANY,), (1,)), compression=zipfile.ZIP_DEFLATED, data=bytes(MANY * 4))
-    assert path.stat().st_size < MANY // 10
+    torch_zip(path, tensor_of((MANY // 16,), (1,)), compression=zipfile.ZIP_DEFLATED, data=bytes(MANY // 4))
+    assert path.stat().st_size < MANY // 100
     said = in_bounds("bombs", ".pth, compressed zeros", read_weights, path)
     assert said and "would unpack to" in said
 

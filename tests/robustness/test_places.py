@@ -63,7 +63,7 @@ def mounted(folder, *options):
 
 
 @pytest.mark.skipif(not ROOT, reason="only root may mount a small disk")
-@pytest.mark.parametrize("name", stages.NAMES)
+@pytest.mark.parametrize("name", some(stages.NAMES, ("extract", "meta-train", "report", "fit", "predict")))
 def test_a_full_disk_is_one_line_and_the_command_goes_on(made, tmp_path, name):
     with mounted(tmp_path / "disk", "-o", "size=4k") as disk:
         tally.count("places", "a full disk")
@@ -217,7 +217,10 @@ def test_overwriting_with_a_link_to_a_folder_inside(made, tmp_path):
 # Two at once
 
 
-@pytest.mark.parametrize("name", ["import", "eval", "meta-train", "table", "fit", "predict", "search"])
+@pytest.mark.parametrize(
+    "name",
+    some(("import", "eval", "meta-train", "table", "fit", "predict", "search"), ("meta-train", "fit", "predict")),
+)
 def test_two_processes_at_once(made, tmp_path, name):
     """One of them makes it; the other is refused, or finds it done."""
     arguments = made.arguments(name, tmp_path / "out")
@@ -271,7 +274,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", some(ODD, ("quotes", "newline", "200 characters", "not UTF-8")))
+@pytest.mark.parametrize("kind", some(ODD, ("newline", "not UTF-8")))
 def test_odd_paths_give_the_same_results(made, tmp_path, kind):
     """A work folder of an odd name: import, meta-train, eval, table, report in it."""
     try:
@@ -315,23 +318,26 @@ def test_a_clock_that_goes_back(made, tmp_path, monkeypatch):
 
 # Outside
 
+OFTEN = ("extract", "meta-train", "eval", "report", "fit", "predict")
 
-def test_nothing_is_written_outside_of_the_output(made, tmp_path):
-    """Of all commands, run in a folder that holds nothing but links to their inputs."""
+
+@pytest.mark.parametrize("names", some((OFTEN, stages.NAMES), (OFTEN,)), ids=["some", "all"])
+def test_nothing_is_written_outside_of_the_output(made, tmp_path, names):
+    """Of commands, run in a folder that holds nothing but links to their inputs."""
     here = tmp_path / "here"
     here.mkdir()
     for path in made.folder.iterdir():
         if path.name != "whole":
             (here / path.name).symlink_to(path)
     before = snapshot(made.folder)
-    for name in stages.NAMES:
+    for name in names:
         tally.count("places", "writing outside of the output")
         run(here, *made.arguments(name, tmp_path / "out" / name))
     assert snapshot(made.folder) == before
     assert not [path for path in here.iterdir() if not path.is_symlink()]
     works = {f"{name}.work" for name in ("fit", "predict")}
     written = {path.name.removesuffix(".csv") for path in (tmp_path / "out").iterdir()}
-    assert written == {*stages.NAMES, *works}
+    assert written == {*names, *works}
 
 
 def snapshot(folder):

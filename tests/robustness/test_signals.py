@@ -54,8 +54,12 @@ def _take_away(name, made, out):
         table.unlink()
 
 
-@pytest.mark.parametrize("name", stages.NAMES)
-@pytest.mark.parametrize("times", [2, pytest.param(25, marks=pytest.mark.slow)])
+LONG = ("analyze", "regress plot", "regress eval")
+OFTEN = [name if name not in LONG else pytest.param(name, marks=pytest.mark.slow) for name in stages.NAMES]
+
+
+@pytest.mark.parametrize("name", OFTEN)
+@pytest.mark.parametrize("times", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_the_same_command_finishes(made, tmp_path, moments, name, times):
     out, said = tmp_path / "out", tmp_path / "said"
     lasts = made.seconds[name]
