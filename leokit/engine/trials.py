@@ -128,7 +128,11 @@ def _check(found: Outcome) -> None:
         value = getattr(found, name)
         if type(value) not in allowed:
             raise ValueError(f"{name} is {value!r:.60}")
-    for line in found.validations:
+    _check_validations(found.validations)
+
+
+def _check_validations(lines: Any) -> None:
+    for line in lines:
         values = [line["step"], *(line[key] for key in _measures(line))]
         if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
             raise ValueError(f"a validation is {line!r:.60}")
@@ -230,12 +234,13 @@ def _kept(
     Raises:
         ArtifactError: it is damaged.
     """
-    tensors, record = pack(new_state(config, dim, torch.device("cpu")))
-    like = tensors, record | {"validations": [], "seconds": 0.0}
+    like = pack(new_state(config, dim, torch.device("cpu")))
     try:
         with fitting_state(path):
             tensors, record = load_state(path, like)
-            return unpack(tensors, record, config, device), record["validations"], record["seconds"]
+            validations, seconds = record["validations"], float(record["seconds"])
+            _check_validations(validations)
+            return unpack(tensors, record, config, device), validations, seconds
     except ArtifactError as error:
         raise ArtifactError(f"{path} is damaged: delete the folder {path.parent.parent}.") from error
 
