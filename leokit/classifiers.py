@@ -15,6 +15,7 @@ from leokit.errors import ArtifactError, UsageError
 from leokit.runs import load_parameters, save_parameters
 
 SCHEMA = "leokit/classifier@1"
+SCORES = ("maximum_probability", "entropy", "mutual_information", "highest")  # of `leokit.engine.predictives.scores`
 WEIGHTS = "classifier.safetensors"
 _ARRAYS = ("conformal", "inside", "outside")
 
@@ -51,6 +52,26 @@ class Evidence:
     conformal: Floats
     inside: Floats
     outside: Floats
+
+    def __post_init__(self) -> None:
+        """Check what cannot be used otherwise.
+
+        Raises:
+            ValueError: naming the value.
+        """
+        for name in ("ways", "shots", "queries", "episodes"):
+            _check(name, getattr(self, name), _is_number(getattr(self, name), int) and getattr(self, name) >= 1)
+        for name in ("accuracy", "half_width", "temperature"):
+            _check(name, getattr(self, name), _is_number(getattr(self, name), (int, float)))
+        _check("temperature", self.temperature, 0 < self.temperature < float("inf"))
+        _check("score", self.score, self.score is None or self.score in SCORES)
+        _check("auroc", self.auroc, self.auroc is None or _is_number(self.auroc, (int, float)))
+        for name in _ARRAYS:
+            values = getattr(self, name)
+            _check(name, values, values.ndim == 1 and values.dtype == np.float64 and not np.isnan(values).any())
+        if self.score is not None:
+            _check("inside", self.inside, len(self.inside) > 0)
+            _check("outside", self.outside, len(self.outside) > 0)
 
     def threshold(self, rate: float) -> float:
         """The score below which an image is called unknown, so that a share `rate` of own ones is, on meta-val."""
@@ -132,6 +153,15 @@ class Classifier:
         return self.evidence.temperature if self.evidence and not self.withheld.temperature else 1.0
 
 
+def _check(name: str, value: Any, fits: bool) -> None:
+    if not fits:
+        raise ValueError(f"its {name} is {value!r:.60}")
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def members(probabilities: Floats, quantile: float) -> Flags:
     """Members (n, C) of the prediction sets of probabilities (n, C); the most probable class always is one.
 
@@ -190,8 +220,42 @@ def _restored(folder: Path, tensors: dict[str, Tensor], recorded: Mapping[str, A
             evidence = Evidence(**values)
         plain |= {name: tuple(plain[name]) for name in ("classes", "counts")}
         weights, centre = tensors["weights"], tensors.get("centre")
-        if weights.shape != (samples, len(plain["classes"]), dim):
+        if weights.shape != (samples, len(plain["classes"]), dim) or not weights.numel():
             raise ValueError(f"its weights are {tuple(weights.shape)}")
-        return Classifier(**plain, weights=weights, centre=centre, evidence=evidence, withheld=Withheld(**withheld))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder} is no classifier that can be read ({error}): make it again.") from error
+        made = Classifier(**plain, weights=weights, centre=centre, evidence=evidence, withheld=Withheld(**withheld))
+        _check_values(made)
+        return made
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{folder} is no classifier that can be read ({reason}): make it again.") from error
+
+
+def _check_values(found: Classifier) -> None:
+    """Check that what a classifier records is of the kinds that it is used as.
+
+    Raises:
+        ValueError: naming the first value that is not.
+    """
+    classes, counts = found.classes, found.counts
+    _check("classes", classes, all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes))
+    _check("counts", counts, all(_is_number(count, int) and count >= 1 for count in counts))
+    _check("counts", counts, len(counts) == len(classes))
+    for name in ("method", "variant", "run", "chosen"):
+        _check(name, getattr(found, name), isinstance(getattr(found, name), str))
+    _check("dtype", found.dtype, found.dtype in ("float32", "float64"))
+    _check("stored_dtype", found.stored_dtype, found.stored_dtype in (None, "float16", "float32"))
+    _check("backbone", found.backbone, found.backbone is None or isinstance(found.backbone, dict))
+    source = found.weights_from
+    _check("weights_from", source, isinstance(source["weights"], str))
+    _check("weights_from", source, isinstance(source["backbone_run"], str | None))
+    for name, reason in vars(found.withheld).items():
+        _check(name, reason, reason is None or isinstance(reason, str))
+    if found.evidence and not found.withheld.unknown:
+        _check("score", found.evidence.score, found.evidence.score is not None)
+        sampled = len(found.weights) > 1
+        _check("score", found.evidence.score, sampled or found.evidence.score != "mutual_information")
+    for name in ("weights", "centre"):
+        value = getattr(found, name)
+        _check(name, value, value is None or bool(value.is_floating_point() and value.isfinite().all()))
+    if found.centre is not None:
+        _check("centre", tuple(found.centre.shape), found.centre.shape == (found.dim,))

@@ -1326,7 +1326,7 @@ def read_space(name: str) -> dict[str, Any]:
             f"--space {name}: neither a ready space ({', '.join(SPACES)}) nor a file that can be read "
             f"({error.strerror})."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The search space {name} is no TOML: {error}.") from error
     return {key.replace("-", "_"): value for key, value in data.items()}
 

@@ -86,8 +86,10 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if self.method not in METHODS:
             raise UsageError(f"method = {self.method!r}: it is one of {', '.join(METHODS)}.")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < np.inf:
             raise UsageError(f"temperature = {self.temperature}: it must be above 0.")
+        if not isinstance(self.samples, int | np.integer) or self.samples < 0:
+            raise UsageError(f"samples = {self.samples!r}: it must be a whole number, 0 or more.")
         rows, labels = validate_data(self, X, y, dtype=[np.float16, np.float32, np.float64])
         with warnings.catch_warnings():
             warnings.filterwarnings(

@@ -154,6 +154,39 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file that takes long to write: yields where to write it, from which it goes to its place once it is whole.
+
+    That is `.NAME.tmp` beside it, held by this process alone; one that a killed process has left is used again.
+
+    Raises:
+        ArtifactError: another living process is writing the same file.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    if temporary.is_symlink():  # which would lead elsewhere
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(
+                f"Another process is writing to {path}: wait for it, or choose another name."
+            ) from error
+        if not temporary.exists() or not os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            raise ArtifactError(f"Another process has just written {path}: see what it is, or choose another name.")
+        os.truncate(descriptor, 0)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def artifact_id(schema: str, config: Any, inputs: Mapping[str, Input], files: Mapping[str, FileRecord]) -> str:
     """The id of an artifact with these contents."""
     identity = {

@@ -18,6 +18,7 @@ Kind = Literal["uniform", "log_uniform", "choice"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # The same in all trials, whose accuracies could not be compared otherwise, or settled by the search itself.
 _COMPARED_BY = ("ways", "shots", "val_every", "val_episodes", "val_queries", "steps", "patience", "seed")
+_LARGEST = 1e300
 _NOT_HERE = ("preset", "steps_from", "train_on_val")
 
 
@@ -133,7 +134,8 @@ def _range(what: str, data: Mapping[str, Any], types: tuple[Any, ...]) -> Range:
         raise UsageError(f"{what} = {dict(data)}: it is no number; give a choice.")
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     least = 0 if kind == "log_uniform" else -math.inf
-    if len(values) != 2 or len(numbers) != 2 or not least < numbers[0] < numbers[1] < math.inf:
+    small = all(abs(value) <= _LARGEST for value in numbers)  # beyond, neither is a whole number a float
+    if len(values) != 2 or len(numbers) != 2 or not small or not least < numbers[0] < numbers[1]:
         above = " above 0" if kind == "log_uniform" else ""
         raise UsageError(f"{what} = {dict(data)}: {kind} needs two numbers{above}, the lower one first.")
     return Range(kind, tuple(values if whole else map(float, values)), whole)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 FORKED = multiprocessing.get_context("forkserver")
 _STAGES = ("demo", "extract", "pretrain", "importing", "meta_train", "search", "evaluate", "uncertainty", "analyze")
-_STAGES = (*_STAGES, "paper_table", "report", "regress.train", "regress.plot", "regress.evaluate")
+_STAGES = (*_STAGES, "fit", "predict", "paper_table", "report", "regress.train", "regress.plot", "regress.evaluate")
 FORKED.set_forkserver_preload(
     ["timm", "distributed", "leokit.cli", *(f"leokit.stages.{name}" for name in _STAGES), __name__]
 )

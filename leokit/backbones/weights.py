@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from leokit.backbones.programs import check_program
 from leokit.errors import ArtifactError
 
 _WRAPPERS = ("state_dict", "model")  # under which training scripts keep a model's tensors
@@ -33,10 +34,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = _tensors(content)
     if not tensors:
         raise ArtifactError(f"The weights {path} hold no named tensors, bare or under {' or '.join(_WRAPPERS)}.")
+    size = path.stat().st_size
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.numel() * value.element_size() > size:
+            raise ArtifactError(
+                f"The weights {path} hold {name!r:.80} of the shape {tuple(value.shape)}, which is larger than the "
+                "file or no plain tensor: save it as one."
+            )
     return tensors
 
 
 def _load_torch(path: Path) -> Any:
+    check_program(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -1,12 +1,12 @@
 """`leokit predict`."""
 
 import csv
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leokit import manifest
 from leokit.cli.render import Output
 from leokit.config import PredictConfig, require_support
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
@@ -135,15 +135,10 @@ def _csv_file(path: Path) -> Iterator[Any]:
         raise UsageError(f"--csv {path}: its name shall end in .csv.")
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(_COLUMNS)
-                yield lambda prediction: writer.writerow(_cells(prediction))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with manifest.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            yield lambda prediction: writer.writerow(_cells(prediction))
 
 
 def _cells(prediction: "Prediction") -> list[str]:

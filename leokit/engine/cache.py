@@ -24,9 +24,9 @@ def look_up(folder: Path, key: Any) -> tuple[Arrays, dict[str, Any]] | None:
         tensors, record = load_state(_path(folder, key))
         if record.pop("key") != canonical_json(key):
             return None
-    except (ArtifactError, KeyError, ValueError):
+        return {name: value.numpy() for name, value in tensors.items()}, record
+    except (ArtifactError, KeyError, TypeError, ValueError):  # TypeError: a type that NumPy has not
         return None
-    return {name: value.numpy() for name, value in tensors.items()}, record
 
 
 def keep(folder: Path, key: Any, arrays: Arrays, plain: dict[str, Any]) -> None:

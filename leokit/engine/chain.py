@@ -1,5 +1,6 @@
 """From a run back to what it was made from: its features, and the backbone that embeds further images."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from leokit.features import SCHEMA as FEATURES
 from leokit.manifest import Manifest
 from leokit.runs import Run
 
+_LARGEST = 10_000  # pixels of a side
+_TEXTS = ("interpolation", "layer", "normalize", "precision", "views")
 # What does not change the vectors, or by no more than rounding: a model that is compiled, and which library decodes.
 _MAY_DIFFER = ("compiled", "decoder")
 
@@ -69,9 +72,9 @@ def load_backbone(recorded: Mapping[str, Any] | None, source: Mapping[str, Any],
 
     Raises:
         UsageError: features of a backbone that is not recorded.
-        ArtifactError: the weights are missing or others.
+        ArtifactError: the weights are missing or others, or what is recorded of the backbone is not of this form.
     """
-    if recorded is None or "preprocessing" not in recorded:
+    if not isinstance(recorded, Mapping) or "preprocessing" not in recorded:
         raise UsageError(
             "The run was trained on features that were imported: leokit does not know the backbone that made them, so "
             "it cannot embed images. In Python, LEOClassifier(run) takes features."
@@ -104,13 +107,38 @@ def load_backbone(recorded: Mapping[str, Any] | None, source: Mapping[str, Any],
 
 
 def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What `backbones.load` shall apply."""
+    """What `backbones.load` shall apply.
+
+    Raises:
+        ArtifactError: a value is missing, or of another kind.
+    """
     applied = recorded["preprocessing"]
-    return {
-        **{key: applied[key] for key in ("image_size", "crop_pct", "interpolation", "jpeg_scaling")},
-        **{key: tuple(applied[key]) for key in ("mean", "std")},
-        **{key: recorded[key] for key in ("layer", "normalize", "precision", "views")},
-    }
+    try:
+        found = {
+            **{key: applied[key] for key in ("image_size", "crop_pct", "interpolation", "jpeg_scaling")},
+            **{key: tuple(applied[key]) for key in ("mean", "std")},
+            **{key: recorded[key] for key in _TEXTS[1:]},
+        }
+        kinds = {**dict.fromkeys(_TEXTS, str), "jpeg_scaling": bool, "image_size": int}
+        wrong = [key for key, kind in kinds.items() if type(found[key]) is not kind]
+        wrong += [key for key in ("mean", "std") if len(found[key]) != 3 or not all(map(_is_finite, found[key]))]
+        if not wrong and not 0 < found["image_size"] <= _LARGEST:
+            wrong.append("image_size")
+        if not _is_finite(found["crop_pct"]) or not 0 < found["crop_pct"] <= 1:
+            wrong.append("crop_pct")
+        if type(recorded["name"]) is not str:
+            wrong.append("name")
+    except (KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"The backbone is not recorded in full ({reason}): make the artifact again.") from error
+    if wrong:
+        value = found.get(wrong[0], recorded["name"])
+        raise ArtifactError(f"The backbone is recorded with {wrong[0]} = {value!r:.60}: make the artifact again.")
+    return found
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:

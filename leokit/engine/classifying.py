@@ -199,26 +199,43 @@ def _vectors(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The vectors (n, D) of the support images, and which of them (n,) turned out to be no images."""
     folder, recorded = cache_folder(config.work), embedding.recorded
-    key = ["support", recorded, embedding.device.type, list(images.hashes)]
-    kept = cache.look_up(folder, key)
+    key = ["support images", recorded, embedding.device.type, list(images.hashes)]
+    kept = _kept_vectors(folder, key, len(images.paths))
     if kept is None:
         parts, done = [], 0
-        unreadable: dict[str, str] = {}
+        unreadable: dict[int, str] = {}
         blocks = (images.paths[start : start + BLOCK] for start in range(0, len(images.paths), BLOCK))
         workers = min(default_workers() if config.workers is None else config.workers, len(images.paths) // BLOCK)
         model, tree = embedding.model, images.tree
         for block, vectors, failed in embed_images(blocks, model, tree.root, workers=workers, members=tree.members):
             parts.append(vectors)
-            unreadable |= {block[place]: reason for place, reason in failed.items()}
+            unreadable |= {done + place: reason for place, reason in failed.items()}
             done += len(block)
             if on_progress:
                 on_progress(done, len(images.paths), "support images")
-        kept = {"vectors": np.concatenate(parts)}, {"reasons": unreadable}
-        cache.keep(folder, key, *kept)
-    reasons = kept[1]["reasons"]
-    dropped = np.array([path in reasons for path in images.paths])
-    _check_left(images.tree, images.numbers[~dropped], reasons, tell)
-    return kept[0]["vectors"], dropped
+        kept = np.concatenate(parts), unreadable
+        plain = {"reasons": {str(place): reason for place, reason in unreadable.items()}}
+        cache.keep(folder, key, {"vectors": kept[0]}, plain)
+    vectors, reasons = kept
+    dropped = np.array([place in reasons for place in range(len(images.paths))])
+    named = {images.paths[place]: reason for place, reason in reasons.items()}
+    _check_left(images.tree, images.numbers[~dropped], named, tell)
+    return vectors, dropped
+
+
+def _kept_vectors(folder: Path, key: Any, count: int) -> tuple[NDArray[np.float32], dict[int, str]] | None:
+    """Vectors (count, D) in the cache, and why some of the images, by their places, are none; None without them.
+
+    Places and no paths: images of the same bytes may lie elsewhere by now.
+    """
+    found = cache.look_up(folder, key)
+    try:
+        vectors = found[0]["vectors"] if found else None
+        reasons = {int(place): str(reason) for place, reason in found[1]["reasons"].items()} if found else {}
+    except (KeyError, ValueError, AttributeError):
+        return None
+    fits = vectors is not None and vectors.dtype == np.float32 and vectors.ndim == 2 and len(vectors) == count
+    return (vectors, reasons) if vectors is not None and fits and np.isfinite(vectors).all() else None
 
 
 def cache_folder(work: Path) -> Path:

@@ -144,8 +144,8 @@ def study(
     for number, name in enumerate(methods):
         own = {"run": run.id, "samples": samples} if name == LEO else {"types": list(map(str, types_of(run.config)))}
         key = ["study", name, own, run.manifest.inputs["features"].id, vars(found), episodes, seed, device.type]
-        kept = cache.look_up(folder, key)
-        if kept is None:
+        there = _in_cache(folder, key)
+        if there is None:
             if matrix is None:
                 dtype, held = types_of(run.config)
                 matrix = FeatureMatrix(open_store().load("val"), device=device, dtype=dtype, held=held)
@@ -153,7 +153,8 @@ def study(
             report = _part(on_progress, number, len(methods), name)
             kept = _look(member, matrix, found, episodes, seed, workers, report)
             cache.keep(folder, key, *kept)
-        done[name] = _restored(*kept)
+            there = _restored(*kept)
+        done[name] = there
     return Study({name: value[0] for name, value in done.items()}, {name: value[1] for name, value in done.items()})
 
 
@@ -217,6 +218,17 @@ def _separation(predicted: Predicted, *, parted: bool) -> tuple[str | None, floa
     return best, areas[best], np.sort(ours[best], None), np.sort(theirs[best], None)
 
 
+def _in_cache(folder: Path, key: Any) -> tuple[Evidence, Floats] | None:
+    kept = cache.look_up(folder, key)
+    try:
+        return _restored(*kept) if kept else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _restored(arrays: dict[str, Floats], plain: dict[str, Any]) -> tuple[Evidence, Floats]:
     values: dict[str, Any] = plain | {name: arrays[name] for name in _ARRAYS}
-    return Evidence(**values), arrays["accuracies"]
+    evidence = Evidence(**values)
+    if arrays["accuracies"].shape != (evidence.episodes,):
+        raise ValueError("accuracies of other episodes")
+    return evidence, arrays["accuracies"]

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leokit import manifest
 from leokit.config import MetaTrainConfig, fixed_steps
 from leokit.devices import resolve_device
@@ -22,10 +24,10 @@ from leokit.engine import training
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.mapped import open_matrices
 from leokit.engine.scoring import one_thread
-from leokit.engine.state import new_state, pack, unpack
+from leokit.engine.state import State, new_state, pack, unpack
 from leokit.engine.steps import Diverged
 from leokit.errors import ArtifactError
-from leokit.runs import STATE, WEIGHTS, load_state, save_parameters, save_state
+from leokit.runs import STATE, WEIGHTS, fitting_state, load_state, save_parameters, save_state
 
 OUTCOME = "trial.json"
 _LOOK_EVERY = 0.5  # seconds between looks for a request to stop
@@ -104,11 +106,42 @@ class Outcome:
 def read_outcome(folder: Path) -> Outcome | None:
     """What a trial's folder says of how it went; None where it has not got that far."""
     try:
-        return Outcome(**json.loads((folder / OUTCOME).read_bytes()))
+        found = Outcome(**json.loads((folder / OUTCOME).read_bytes()))
+        _check(found)
+        return found
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         raise ArtifactError(f"{folder / OUTCOME} is damaged ({error}): delete the folder {folder}.") from error
+
+
+def _check(found: Outcome) -> None:
+    """Check that an outcome is made of what it says.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is not.
+    """
+    kinds: dict[str, tuple[type, ...]] = {"index": (int,), "steps": (int,), "best_step": (int,)}
+    kinds |= {name: (bool,) for name in ("ended", "best_is_fallback", "best_is_centred")}
+    kinds |= {"failure": (str, type(None)), "validations": (list,), "seconds": (int, float)}
+    for name, allowed in kinds.items():
+        value = getattr(found, name)
+        if type(value) not in allowed:
+            raise ValueError(f"{name} is {value!r:.60}")
+    _check_validations(found.validations)
+
+
+def _check_validations(lines: Any) -> None:
+    for line in lines:
+        values = [line["step"], *(line[key] for key in _measures(line))]
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise ValueError(f"a validation is {line!r:.60}")
+
+
+def _measures(line: Mapping[str, Any]) -> Iterator[str]:
+    for name in _CANDIDATES:
+        if f"{name}_accuracy" in line:
+            yield from (f"{name}_accuracy", f"{name}_half_width")
 
 
 def run_trial(task: Task, stop_requested: Callable[[], bool] = lambda: False) -> Outcome | None:
@@ -148,8 +181,7 @@ def _train(task: Task, found: Outcome | None, stop: Callable[[], bool]) -> Outco
     validations: list[dict[str, Any]] = []
     path, before = task.folder / STATE, 0.0
     if path.exists():
-        tensors, record = load_state(path)
-        state, validations, before = unpack(tensors, record, config, device), record["validations"], record["seconds"]
+        state, validations, before = _kept(path, config, matrices.training.dim, device)
     else:
         state = new_state(config, matrices.training.dim, device)
 
@@ -192,6 +224,25 @@ def _train(task: Task, found: Outcome | None, stop: Callable[[], bool]) -> Outco
     if outcome.ended:
         forget_state(task.folder)
     return outcome
+
+
+def _kept(
+    path: Path, config: MetaTrainConfig, dim: int, device: torch.device
+) -> tuple[State, list[dict[str, Any]], float]:
+    """What `_keep` wrote.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    like = pack(new_state(config, dim, torch.device("cpu")))
+    try:
+        with fitting_state(path):
+            tensors, record = load_state(path, like)
+            validations, seconds = record["validations"], float(record["seconds"])
+            _check_validations(validations)
+            return unpack(tensors, record, config, device), validations, seconds
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} is damaged: delete the folder {path.parent.parent}.") from error
 
 
 def _keep(path: Path, state: Any, validations: list[dict[str, Any]], seconds: float) -> None:

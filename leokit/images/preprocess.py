@@ -144,6 +144,8 @@ def read_file(path: Path, span: Span | None = None) -> bytes:
         raise UnreadableImage("no such file (a broken link?)") from error
     except PermissionError as error:
         raise UnreadableImage("no permission to read the file") from error
+    except ValueError as error:  # what Python says of it before the system is asked
+        raise UnreadableImage("no such file (a NUL in its name)") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UnreadableImage("a link that leads back to itself") from error

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from leokit.errors import DataError
 from leokit.images.scan import escape, images_under
 
 STDIN = Path("-")
 FIRST = 16  # images of the first block: the first answer shall not wait for many
+_LONGEST = 2**16  # bytes of a line of a list; no system has longer paths
 _PAUSE = 0.05  # seconds without a further image after which those that are there go on
 
 
@@ -24,20 +26,30 @@ def find_images(places: Sequence[Path], listing: BinaryIO | None = None) -> Iter
     Args:
         places: paths, or `-`.
         listing: what to read in place of standard input.
+
+    Raises:
+        DataError: a list with a line that is longer than any path.
     """
     for place in places:
         if place == STDIN:
-            for line in listing or sys.stdin.buffer:
-                path = line.rstrip(b"\r\n")
-                if path:
-                    yield from _of(Path(os.fsdecode(path)))
+            for path in _lines(listing or sys.stdin.buffer):
+                yield from _of(Path(os.fsdecode(path)))
         else:
             yield from _of(place)
 
 
+def _lines(listing: BinaryIO) -> Iterator[bytes]:
+    while line := listing.readline(_LONGEST):
+        if len(line) == _LONGEST:
+            raise DataError(f"Standard input has a line of {_LONGEST} bytes or more: give a list, a path on each line.")
+        path = line.rstrip(b"\r\n")
+        if path:
+            yield path
+
+
 def _of(path: Path) -> Iterator[str]:
     itself = escape(os.fsencode(path))
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
         yield itself
         return
     empty = True
@@ -55,7 +67,7 @@ def in_blocks(images: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
     has work in hand can finish it. The images are found in a thread of their own.
 
     Raises:
-        OSError: what finding them has raised.
+        OSError, DataError: what finding them has raised.
     """
     found: queue.Queue[str | BaseException | None] = queue.Queue(4 * size)
 

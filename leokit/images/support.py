@@ -9,6 +9,8 @@ from pathlib import Path
 from leokit.errors import DataError
 from leokit.images.scan import ImageTree, escape, scan
 
+_LONGEST = 2**26  # bytes of a CSV file
+
 
 def read_support(path: Path) -> ImageTree:
     """The classes of a support set with their images.
@@ -20,7 +22,7 @@ def read_support(path: Path) -> ImageTree:
     Raises:
         DataError: neither, fewer than two classes, or a CSV file that is damaged or names an image twice.
     """
-    tree = scan(path) if path.is_dir() else _read_csv(path)
+    tree = scan(path) if os.path.isdir(path) else _read_csv(path)
     if len(tree.classes) < 2:
         raise DataError(
             f"The support set {path} has one class, {next(iter(tree.classes))!r}: at least 2 are needed to tell apart."
@@ -29,13 +31,17 @@ def read_support(path: Path) -> ImageTree:
 
 
 def _read_csv(path: Path) -> ImageTree:
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(
             f"There is no support set at {path}: give a folder with one folder of images per class, or a CSV file "
             "image,label."
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise DataError(f"The support set {path} has more than {_LONGEST >> 20} MB: it must be a list of images.")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"The support set {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

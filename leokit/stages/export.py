@@ -1,11 +1,10 @@
 """`leokit export`: a classifier → an ONNX file with its backbone in it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leokit import classifiers
+from leokit import classifiers, manifest
 from leokit.config import ExportConfig
 from leokit.engine.chain import load_backbone
 from leokit.engine.exporting import export
@@ -55,12 +54,8 @@ def run(config: ExportConfig) -> Exported:
     backbone = load_backbone(classifier.backbone, classifier.weights_from, config.weights)
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with manifest.replacing(path) as temporary:
             difference = export(temporary, backbone, classifier)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     size = backbone.preprocessing.image_size
     return Exported(path, path.stat().st_size, len(classifier.classes), size, difference)
 

@@ -51,7 +51,7 @@ from leokit.figures.search import Axis, Line, draw_search, search_in_words
 from leokit.leo.learners import make_learner
 from leokit.metrics import mean_interval, paired_difference
 from leokit.provenance import information
-from leokit.runs import WEIGHTS, load_parameters
+from leokit.runs import WEIGHTS, load_parameters, tensor_faults
 from leokit.space import Space, Value, trial_config
 from leokit.splits import classes_seen
 from leokit.tables import write_table
@@ -498,7 +498,7 @@ def _compare(plan: _Plan, outcomes: list[Outcome], best: Outcome) -> dict[str, A
 def _measured(plan: _Plan, outcome: Outcome) -> NDArray[np.float64]:
     """Accuracy (episodes,) of a trial's kept weights on fresh meta-val episodes."""
     config = trial_config(plan.base, plan.values(outcome.index))
-    tensors = load_parameters(plan.trial(outcome.index) / WEIGHTS)
+    tensors = _weights(plan, config, outcome.index)
     tensors = {name: value.to(plan.device) for name, value in tensors.items()}
     with one_thread():
         matrices = open_matrices(config, plan.store.folder.absolute(), plan.rows.absolute(), plan.device)
@@ -516,6 +516,23 @@ def _measured(plan: _Plan, outcome: Outcome) -> NDArray[np.float64]:
             episodes=plan.config.fresh_episodes,
         )
     return scores["trial"]
+
+
+def _weights(plan: _Plan, config: MetaTrainConfig, index: int) -> dict[str, torch.Tensor]:
+    """The weights that a trial has kept.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
+    path = plan.trial(index) / WEIGHTS
+    try:
+        found = load_parameters(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} is missing or damaged: delete the folder {path.parent}.") from error
+    faults = tensor_faults(found, make_learner(config, plan.store.dim).initial(getattr(torch, config.dtype)))
+    if faults:
+        raise ArtifactError(f"{path} is damaged ({faults[0]}): delete the folder {path.parent}.")
+    return found
 
 
 def _rows(plan: _Plan, outcomes: list[Outcome], alive: list[int]) -> list[dict[str, Any]]:

@@ -32,8 +32,12 @@ NAMES = (
     "regress train",
     "regress plot",
     "regress eval",
+    "fit",
+    "predict",
+    "search",
 )
-FOLDERS = tuple(name for name in NAMES if name != "report")  # those whose output is an artifact's folder
+# Those whose output is the folder of an artifact.
+FOLDERS = tuple(name for name in NAMES if name not in ("report", "predict"))
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,13 @@ class Made:
 
     def arguments(self, name, out):
         """The words after `leokit` that make a result at `out`, from inputs found in the working directory."""
-        return [*COMMANDS[name], *(["--out"] if name != "demo" else []), str(out)]
+        if name == "predict":
+            return [*COMMANDS[name], "--work", f"{out}.work", "--csv", f"{out}.csv"]
+        work = ["--work", f"{out}.work"] if name == "fit" else []
+        return [*COMMANDS[name], *work, *(["--out"] if name != "demo" else []), str(out)]
 
 
+_PHOTOS = "--run inputs/photo-run --features inputs/photos --support support --episodes 20 --workers 0 --device cpu"
 COMMANDS = {
     "demo": "demo --per-class 1 --size 32 --workers 1".split(),
     "pretrain": (
@@ -73,9 +81,17 @@ COMMANDS = {
     "regress train": "regress train --steps 4 --meta-batch 2 --samples 2 --queries 4 --inner-steps 1".split(),
     "regress plot": "regress plot --regression inputs/model --tasks 64 --samples 4".split(),
     "regress eval": "regress eval --regression inputs/model --tasks 4 --ambiguous 2 --samples 4 --queries 3".split(),
+    "fit": ["fit", *_PHOTOS.split()],
+    "predict": ["predict", "images", *_PHOTOS.split()],
+    "search": (
+        "search --features inputs/features --trials 2 --steps 2 --val-every 1 --val-episodes 4 --val-queries 2 "
+        "--fresh-episodes 4 --space space.toml --jobs 1 --device cpu"
+    ).split(),
 }
-_INPUTS = {"import": "features", "meta-train": "run", "eval": "eval", "regress train": "model"}
-_ORDER = ("import", "meta-train", "eval", "regress train")
+_INPUTS = {"import": "features", "meta-train": "run", "eval": "eval", "regress train": "model", "extract": "photos"}
+_ORDER = ("import", "meta-train", "eval", "regress train", "extract", "photo-run")
+_PHOTO_RUN = "meta-train --features inputs/photos --ways 2 --steps 2 --val-every 1 --val-episodes 4 --val-queries 2"
+_PHOTO_RUN += " --queries 2 --num-latents 4 --out inputs/photo-run"
 
 
 def prepare(folder):
@@ -93,6 +109,12 @@ def prepare(folder):
         for index in range(4):
             pixels = rng.integers(0, 256, (18, 18, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"images/c{number}/{index}.png")
+    for number in (4, 5):
+        for index in range(2):
+            place = folder / f"support/c{number}/{index}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / f"images/c{number}/{index}.png", place)
+    (folder / "space.toml").write_text("queries = 2\nnum_latents = 4\nouter_lr = { log_uniform = [1e-4, 1e-3] }\n")
     (folder / "images/splits.csv").write_text("\n".join(lines) + "\n")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -102,6 +124,10 @@ def prepare(folder):
     os.chdir(folder)
     try:
         for name in (*_ORDER, *(name for name in NAMES if name not in _ORDER)):
+            if name == "photo-run":
+                done = CliRunner().invoke(app, _PHOTO_RUN.split())
+                assert done.exit_code == 0, (name, done.stderr, done.exception)
+                continue
             out = folder / "whole" / name
             begun = time.monotonic()
             done = CliRunner().invoke(app, made.arguments(name, out))
@@ -120,6 +146,8 @@ def result(out):
 
     Nothing else may be left: what no manifest lists is under the name `strays`.
     """
+    if not out.exists():
+        out = out.with_name(f"{out.name}.csv")
     if out.is_file():
         return {"bytes": manifest.hash_file(out), "strays": _strays(out.parent, {out.name})}
     found = manifest.read(out)

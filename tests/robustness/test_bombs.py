@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from leokit import manifest
+from leokit.backbones.weights import read_weights
 from leokit.features import FeatureStore, facts_of, find_source, store_faults
 from leokit.features.layout import FOOTER_KEY, footer
 from leokit.features.pickles import read_pickle
@@ -265,6 +267,99 @@ def test_pickles_that_grow(tmp_path, fault):
     path.write_bytes(PICKLES[fault])
     assert path.stat().st_size < 10_000_000
     assert in_bounds("bombs", f"pickle, {fault}", read_pickle, path)
+
+
+# Weights
+
+
+def torch_zip(path, program, *, compression=zipfile.ZIP_STORED, data=bytes(64)):
+    """A torch file whose program, a pickle, is this."""
+    with zipfile.ZipFile(path, "w", compression, compresslevel=1) as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/data/0", data)
+        archive.writestr("archive/version", b"3\n")
+
+
+def tensor_of(size, stride, rebuild=b"_rebuild_tensor_v2"):
+    """A program that makes a tensor of 16 numbers on disk, and says that it has this size."""
+
+    def numbers(values):
+        return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", value) for value in values) + b"t"
+
+    storage = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x10tQ"
+    rest = b"K\x00" + numbers(size) + numbers(stride) + b"\x89ccollections\nOrderedDict\n)Rt"
+    return b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n" + rebuild + b"\n" + storage + rest + b"Rs."
+
+
+def encode_once_more(times):
+    """A text of a million letters, turned to bytes again and again by what torch calls functions with."""
+    again = b"h\x02h\x03h\x04h\x00h\x01\x86}tR"
+    names = b"ctorch._tensor\n_rebuild_from_type_v2\nq\x02c_codecs\nencode\nq\x03cbuiltins\nbytes\nq\x04"
+    latin = b"q\x00X\x06\x00\x00\x00latin1q\x01"
+    return b"\x80\x02(" + text_of(1_000_000) + latin + names + (b"(" + again) * times + b"l."
+
+
+PROGRAMS = {
+    "a tensor of terabytes": tensor_of((10**6, 10**6), (0, 0)),
+    "a tensor far beyond its numbers": tensor_of((2**40,), (1,)),
+    "a tensor on no device": tensor_of((10**6, 10**6), (0, 0), b"_rebuild_meta_tensor_no_storage"),
+    "bytes from the same string": encode_again(5000),
+    "bytes from the same string, by another call": encode_once_more(5000),
+    "an array of bytes": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + struct.pack("<q", 2**36)[:5] + b"\x85R.",
+    "a tensor of a class": b"\x80\x02ctorch\nFloatTensor\n\x8a\x05" + struct.pack("<q", 2**36)[:5] + b"\x85R.",
+    "tuples that double, as a key": doubled(b"K\x01s."),
+    "tuples that double, in a set": b"\x80\x02cbuiltins\nset\n(" + doubled(b"")[3:] + b"l\x85R.",
+    "tuples that double, in an ordered dict": b"\x80\x02ccollections\nOrderedDict\n(("
+    + doubled(b"")[3:]
+    + b"K\x01ll\x85R.",
+    "a call of the system": b"\x80\x02cos\nsystem\nX\x0b\x00\x00\x00touch pwned\x85R.",
+    "a call of eval": b"\x80\x02cbuiltins\neval\nX\x05\x00\x00\x001 / 0\x85R.",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("form", ["zip", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fault", PROGRAMS)
+def test_programs_in_files_of_weights(tmp_path, monkeypatch, fault, form):
+    monkeypatch.chdir(tmp_path)
+    path, program = tmp_path / "weights.pth", PROGRAMS[fault]
+    if form == "zip":
+        torch_zip(path, program)
+    else:  # as torch wrote them before: what it is, the tensors, and the names of their numbers
+        head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+        path.write_bytes(b"".join([*head, program, pickle.dumps(["0"], 2)]) + struct.pack("<q", 16) + bytes(64))
+    assert in_bounds("bombs", f".pth, {fault}", read_weights, path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_file_of_weights_that_unpacks_to_more(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch_zip(path, tensor_of((MANY // 16,), (1,)), compression=zipfile.ZIP_DEFLATED, data=bytes(MANY // 4))
+    assert path.stat().st_size < MANY // 100
+    said = in_bounds("bombs", ".pth, compressed zeros", read_weights, path)
+    assert said and "would unpack to" in said
+
+
+def test_weights_as_torch_saves_them_are_read(tmp_path):
+    """In each of torch's forms, with what training scripts put beside them."""
+    layer = torch.nn.BatchNorm1d(3)
+    optimiser = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(2, 3)).sum().backward()
+    optimiser.step()
+    more = {"epoch": 3, "optimizer": optimiser.state_dict(), "names": {"a", "b"}, "raw": b"x", "key": {(1, "a"): 2.0}}
+    whole = layer.state_dict()
+    half = {name: value.half() if value.is_floating_point() else value for name, value in whole.items()}
+    parameters = {name: torch.nn.Parameter(value) for name, value in whole.items() if value.is_floating_point()}
+    for number, content in enumerate((whole, {"state_dict": whole, **more}, {"model": half}, parameters)):
+        for zipped in (True, False):
+            path = tmp_path / f"{number}.pth"
+            torch.save(content, path, _use_new_zipfile_serialization=zipped)
+            theirs = torch.load(path, weights_only=True)
+            theirs = theirs.get("state_dict", theirs.get("model", theirs))
+            ours = read_weights(path)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_pages_are_what_arrow_says(tmp_path):
