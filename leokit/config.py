@@ -712,10 +712,10 @@ StudyEpisodes = Annotated[
 ]
 Support = Annotated[
     Path | None,
-    Outside(),
+    Resolved(),
     Doc("A folder for each class with one image or more, or a CSV file image,label (paths as seen from the file)."),
 ]
-RunPlace = Annotated[Path | None, Outside(), Doc("The run (default: the only one in WORK/runs).")]
+RunPlace = Annotated[Path | None, Resolved(), Doc("The run (default: the only one in WORK/runs).")]
 RunFeatures = Annotated[Place, Doc("Features that the run was trained on (default: where they were then).")]
 RunWeights = Annotated[
     str | None,
@@ -757,7 +757,7 @@ class PredictConfig:
     run: RunPlace = None
     support: Support = None
     classifier: Annotated[
-        Path | None, Outside(), Doc("A classifier that leokit fit made, in place of --run and --support.")
+        Path | None, Resolved(), Doc("A classifier that leokit fit made, in place of --run and --support.")
     ] = None
     method: Method = "auto"
     samples: PosteriorSamples = 0

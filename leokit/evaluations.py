@@ -18,7 +18,7 @@ EPISODES = "episodes.parquet"
 SUMMARY = "summary.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(manifest.Artifact):
     """A finished evaluation, with the facts `run_config` (what the run was trained with) and `run_features` (id).
 
@@ -215,7 +215,7 @@ def seen_sentence(trained_on: str | list[str], seen: int | None, total: int, spl
         return f"The backbone (trained on {data}) has seen 0 of the {total} {split} classes."
     return (
         f"The backbone (trained on {data}) has seen {seen} of the {total} {split} classes: "
-        "these numbers are not few-shot learning of new classes, and not comparable with the paper's."
+        "accuracy on them is higher than on classes that it has not seen, and not comparable with the paper's."
     )
 
 

@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 SETS_OF_FILES = ("images", "source")  # roles of inputs that are no artifacts, though an image tree may lie in one
 _Kind = TypeVar("_Kind")
+_LOOKED_AT = 50  # folders, for a message
 _MAKERS = {
     "leokit/backbone": "leokit pretrain",
     "leokit/features": "leokit extract` or `leokit import",
@@ -90,7 +91,7 @@ class Manifest:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
     """A finished artifact that was opened; its kinds add what they hold.
 
@@ -101,6 +102,10 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        """In a line; what it holds may be pages."""
+        return f"<{type(self).__name__} {self.id[:12]} in {str(self.folder)!r}>"
 
     @property
     def id(self) -> str:
@@ -456,7 +461,7 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
     """
     path = folder / MANIFEST
     if not os.path.isdir(folder):
-        raise ArtifactError(f"There is no artifact at {folder}{_needed(schema)}")
+        raise ArtifactError(f"There is no artifact at {folder}{_needed(schema)}{_beside(folder, schema)}")
     if not _there(path):
         unfinished = _there(folder / UNFINISHED)
         raise ArtifactError(
@@ -495,6 +500,22 @@ def _needed(schema: str | None) -> str:
     maker = _MAKERS.get((schema or "").split("@")[0])
     made = f": run `{maker}` first, or name another folder" if maker else ""
     return "." if schema is None else f" (needed: {schema}){made}."
+
+
+def _beside(folder: Path, schema: str | None) -> str:
+    """Which finished artifacts of that kind lie where one was looked for."""
+    found = []
+    for path in sorted(folder.parent.glob(f"*/{MANIFEST}"))[:_LOOKED_AT]:
+        try:
+            kind = json.loads(path.read_bytes())["schema"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if kind == schema:
+            found.append(path.parent.name)
+    if not found:
+        return ""
+    names = ", ".join(found[:5]) + ", …" * (len(found) > 5)
+    return f" In {folder.parent} there {'is' if len(found) == 1 else 'are'} {names}."
 
 
 def _of(kind: type[_Kind], value: Any) -> _Kind:

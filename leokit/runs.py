@@ -37,7 +37,7 @@ _LENGTH = 8  # bytes at the start of a safetensors file, which say how long its 
 _ANEW = "make it again with --no-resume --overwrite"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(manifest.Artifact):
     """A finished run: how it was trained and its best parameters, by name.
 

@@ -6,6 +6,7 @@ A subcommand's options are the fields of its configuration class, so that names,
 import inspect
 import json
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -140,12 +141,12 @@ def _check_named(config: Any) -> None:
 
 def _reader_is_gone() -> bool:
     """Whether who reads standard output has seen enough, as `head`; then nothing more is written there."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in asked.poll(0))
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return gone
 
 
 def layered(

@@ -82,7 +82,7 @@ class _Lines:
         if prediction.unknown:
             notes.append("unknown")
         if len(prediction.top) > 1:
-            notes.append("then " + ", ".join(f"{name} {share:.3f}" for name, share in prediction.top[1:]))
+            notes.append("then " + ", ".join(f"{name}: {share:.3f}" for name, share in prediction.top[1:]))
         if prediction.set is not None:
             notes.append("set {" + ", ".join(prediction.set) + "}")
         if prediction.mutual_information is not None:

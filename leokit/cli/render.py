@@ -126,20 +126,19 @@ class Output:
 
         console = self._console(stderr=True)
         columns: list[ProgressColumn] = [
-            TextColumn("{task.description} {task.fields[count]} {task.fields[rate]}", table_column=_fixed()),
-            TextColumn("{task.fields[left]}", table_column=_fixed()),
-            TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         ]
         if console.width >= _WIDE:
-            columns.insert(1, BarColumn(bar_width=20))
+            columns.insert(0, BarColumn(bar_width=20))
         pace = _Pace()
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(what, total=None, count="…", rate="", left="", status="")
+            task = bar.add_task("", total=None, line=f"{what} …")
 
             def move(done: int, total: int, text: str = "") -> None:
                 rate, left, _ = pace.at(done, total)
-                count = f"{done}/{total}"
-                bar.update(task, completed=done, total=total, count=count, status=visible(text), rate=rate, left=left)
+                # What may be cut off at the end of a narrow terminal is the text, not the numbers.
+                parts = [f"{what} {done}/{total}", rate, left, visible(text)]
+                bar.update(task, completed=done, total=total, line="  ".join(part for part in parts if part))
 
             yield move
 
@@ -191,12 +190,6 @@ def _lines(what: str) -> Progress:
         print(visible("  ".join(part for part in parts if part)), file=sys.stderr, flush=True)
 
     return move
-
-
-def _fixed() -> Any:
-    from rich.table import Column
-
-    return Column(no_wrap=True, overflow="crop")
 
 
 def _left(done: int, remaining: int, seconds: float) -> str:

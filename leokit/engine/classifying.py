@@ -27,7 +27,7 @@ from leokit.errors import DataError
 from leokit.features import FeatureStore
 from leokit.images.preprocess import UnreadableImage, read_file
 from leokit.images.scan import ImageTree
-from leokit.images.support import read_support
+from leokit.images.support import empty_folders, read_support
 from leokit.runs import Run, open_run
 
 Progress = Callable[[int, int, str], None]
@@ -107,7 +107,16 @@ def prepare(config: FitConfig, on_message: Tell) -> Prepared:
     run = open_run(chain.only_run(config.work, config.run))
     if config.method != "auto" or config.samples:
         check_method(run, LEO if config.method == "auto" else config.method, config.samples)
-    return Prepared(run, _readable(config.support, read_support(config.support), on_message))
+    tree = read_support(config.support)
+    empty = empty_folders(config.support, tree)
+    if empty:
+        more = ", …" if len(empty) > _NAMED else ""
+        on_message(f"Without an image, and so no class: {', '.join(map(repr, empty[:_NAMED]))}{more}.")
+    images = _readable(config.support, tree, on_message)
+    counts = np.bincount(images.numbers).tolist()
+    each = str(max(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    on_message(f"Support set: {len(counts)} classes, {each} image{'s' * (max(counts) > 1)} of each.")
+    return Prepared(run, images)
 
 
 def make_classifier(
@@ -263,7 +272,7 @@ def _choose(
 ) -> _Choice:
     """Look at meta-val, and for `auto` take what was best there."""
     named = config.method if config.method != "auto" else LEO
-    own = f"--method {named}" if config.method != "auto" else f"{LEO}, the run's own method ({run.config.variant})"
+    own = f"{named}, as asked" if config.method != "auto" else f"{LEO}, the run's own method ({run.config.variant})"
     if found is None:
         reason = "the features that the run was trained on are not here"
         compared = f"; no methods were compared: {reason} (name them by --features)" if config.method == "auto" else ""

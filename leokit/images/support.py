@@ -30,6 +30,15 @@ def read_support(path: Path) -> ImageTree:
     return tree
 
 
+def empty_folders(path: Path, tree: ImageTree) -> list[str]:
+    """The folders in a support set, as `escape` gives their names, under which there is no image: no classes."""
+    if not os.path.isdir(path):
+        return []
+    used = {image.partition("/")[0] for images in tree.classes.values() for image in images}
+    found = [escape(os.fsencode(entry.name)) for entry in os.scandir(path) if entry.is_dir()]
+    return sorted(name for name in found if name not in used and not name.startswith("."))
+
+
 def _read_csv(path: Path) -> ImageTree:
     if not os.path.exists(path):
         raise DataError(

@@ -16,7 +16,7 @@ PLOT_SCHEMA = "leokit/regression-plot@1"
 EVAL_SCHEMA = "leokit/regression-eval@1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RegressionModel(manifest.Artifact):
     """A finished model: how it was trained, and its tensors by name."""
 

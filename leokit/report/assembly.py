@@ -17,6 +17,7 @@ _READ = (
 _NOTHING_TESTED = "No run has been tested yet: run leokit eval."
 _NOUNS = {
     "backbone": "backbone",
+    "classifier": "classifier",
     "demo": "image tree",
     "eval": "evaluation",
     "features": "feature store",

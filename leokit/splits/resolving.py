@@ -144,7 +144,7 @@ def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Spl
         val = max(1, round(0.16 * len(names)))
         test = max(1, round(0.2 * len(names)))
         fitting = f"random:{len(names) - val - test}/{val}/{test}"
-        hint = f" The shares of miniImageNet are {fitting} here." if len(names) >= 3 else ""
+        hint = f" Try {fitting}." if len(names) >= 3 else ""
         raise DataError(f"splits = {spec!r} needs {sum(sizes)} classes, but the image tree has {len(names)}.{hint}")
     # Philox's raw output is fixed for good, unlike the order that a Generator's permutation gives.
     order = np.argsort(np.random.Philox(seed).random_raw(len(names)), kind="stable")

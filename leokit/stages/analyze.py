@@ -42,7 +42,7 @@ STAGES = ("before", "after")
 Report = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis(manifest.Artifact):
     """A finished analysis; the summary is plain data."""
 

@@ -15,7 +15,7 @@ SCHEMA = "leokit/demo@1"
 SPLITS = "splits.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Demo(manifest.Artifact):
     """A finished demo tree."""
 

@@ -19,7 +19,7 @@ from leokit.runs import open_run
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted(manifest.Artifact):
     """A classifier on disk."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from leokit import manifest
 from leokit.config import InspectConfig
 from leokit.errors import DataError
+from leokit.features.layout import SCHEMA as FEATURES
 from leokit.splits import SPLIT_NAMES, SPLITS_FILE, summarize_counts
 from leokit.splits.lists import read_class_list
 
@@ -95,7 +96,7 @@ def _files_so_far(folder: Path) -> dict[str, int]:
 
 def _counts(folder: Path, found: manifest.Manifest) -> dict[str, dict[str, int]]:
     """Images of each class of each split: by the facts of features, or by the names of the files of an image tree."""
-    if "counts" in found.facts:
+    if found.schema == FEATURES:
         counts: dict[str, dict[str, int]] = found.facts["counts"]
         return counts
     if SPLITS_FILE not in found.files:

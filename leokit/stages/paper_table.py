@@ -29,7 +29,7 @@ Row = dict[
 ]  # method, whose, and by_shots: for each number of shots the MEASURES in per cent and seeds, or None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PaperTable(manifest.Artifact):
     """A finished table: its rows and the sentences below it, as plain data."""
 

@@ -1,5 +1,6 @@
 """`leokit predict`: a classifier and images → labels, as they become known."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,8 +19,8 @@ from leokit.engine.embedding import embed_images
 from leokit.engine.fitting import answer, probabilities
 from leokit.engine.models import BLOCK
 from leokit.engine.predictives import Answers, scores
-from leokit.errors import UsageError
-from leokit.images.queries import find_images, in_blocks
+from leokit.errors import DataError, UsageError
+from leokit.images.queries import STDIN, find_images, in_blocks
 from leokit.images.support import read_support
 
 Progress = Callable[[int, int, str], None]
@@ -92,7 +93,9 @@ def run(
     places = (*config.query, *config.queries)  # as `--query A B C` is read
     if not places:
         raise UsageError("No image to predict: name images, folders, or - for a list of paths on standard input.")
-    classifier, embedding = _classifier(config, on_progress, on_message or (lambda text: None))
+    tell = on_message or (lambda text: None)
+    _look_at(places, config.support, tell)
+    classifier, embedding = _classifier(config, on_progress, tell)
     evidence, kept_back = classifier.evidence, classifier.withheld
     quantile = evidence.quantile(config.sets) if config.sets and evidence and not kept_back.sets else None
     unknown = config.unknown_rate if config.unknown_rate and evidence and not kept_back.unknown else None
@@ -114,6 +117,25 @@ def run(
                     yield Prediction(path, **next(found))
 
     return Predictions(classifier, said, each())
+
+
+def _look_at(places: tuple[Path, ...], support: Path | None, tell: Callable[[str], None]) -> None:
+    """Refuse places of which none is there, and tell of those that are also examples.
+
+    Raises:
+        DataError: none is there.
+    """
+    if not any(place == STDIN or os.path.lexists(place) for place in places):
+        raise DataError(
+            f"There is no image or folder at {places[0]}{' and others' * (len(places) > 1)}: name images, folders, or "
+            "- for a list of paths on standard input; quote names with spaces."
+        )
+    if support is None or not os.path.isdir(support):
+        return
+    for place in places:
+        given, known = Path(os.path.realpath(place)), Path(os.path.realpath(support))
+        if place != STDIN and os.path.lexists(place) and (given.is_relative_to(known) or known.is_relative_to(given)):
+            tell(f"{place} and the support set {support} have images in common: what is to be named is an example too.")
 
 
 def _classifier(

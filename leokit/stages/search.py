@@ -64,7 +64,7 @@ _WAIT = 60.0  # seconds that a share waits for another one to begin
 Report = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Search(manifest.Artifact):
     """A finished search.
 

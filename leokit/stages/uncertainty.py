@@ -38,7 +38,7 @@ _PARTED = (SAMPLED, ENSEMBLE)  # predictives that average several classifiers
 Report = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Uncertainty(manifest.Artifact):
     """A finished study of uncertainty; the summary is plain data."""
 

@@ -279,6 +279,40 @@ def test_what_is_missing_is_named(there, tmp_path):
     assert "do not suffice" in there("predict", "queries", *OF_RUN, *FEW, "--sets", 0.99, code=2).stderr
 
 
+def test_what_may_be_a_mistake_is_told(there, tmp_path):
+    (tmp_path / "support" / "the empty one").mkdir()
+    said = there("predict", "queries", *OF_RUN, *FEW).stderr
+    assert "Without an image, and so no class: 'the empty one'." in said
+    assert "Support set: 4 classes, 1 to 4 images of each." in said
+    assert "in common" not in said
+    for place in ("support/the test0", "."):
+        assert "have images in common" in there("predict", place, *OF_RUN, *FEW).stderr
+    assert "There is no image or folder at nowhere" in there("predict", "nowhere", *OF_RUN, *FEW, code=3).stderr
+    said = there("predict", "queries", "--support", "support", "--run", "leokit-work/runs/other", code=4).stderr
+    assert "In leokit-work/runs there are leo-5way-1shot, " in said
+
+
+def test_a_reader_that_has_seen_enough_ends_it_in_silence(there, tmp_path):
+    command = [sys.executable, "-m", "leokit", "predict", "-", *map(str, OF_RUN), "--method", "class-mean"]
+    process = subprocess.Popen(
+        [*command, *map(str, FEW)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    with process:
+        process.stdin.write("queries/the test0/05.png\n")
+        assert "probability" in process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write("queries/the test1/06.png\nqueries/the test1/07.png\n")
+        process.stdin.close()
+        assert "error" not in process.stderr.read()
+    assert process.returncode == 141
+
+
 def test_without_the_features_the_runs_own_method_is_taken(there, tmp_path):
     shutil.move(tmp_path / WORK / "features", tmp_path / "elsewhere")
     weights = ("--weights", Path(open_weights(tmp_path)))

@@ -342,3 +342,12 @@ def test_nothing_is_written_outside_of_the_output(made, tmp_path, names):
 
 def snapshot(folder):
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", stages.FOLDERS)
+def test_every_kind_of_artifact_can_be_looked_into(made, name):
+    for command in ("inspect", "verify"):
+        for form in ((), ("--json",)):
+            done = CliRunner().invoke(app, [command, str(made.folder / "whole" / name), *form])
+            assert done.exit_code == 0, (done.stderr, done.exception)
+            assert "Traceback" not in done.output

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -107,7 +107,8 @@ class Group:
                 seed = f"seed {seeds[0].config.seed} " if of > 1 and len(seeds) == 1 else ""
                 self.on_progress(before * wanted + step, of * wanted, f"{seed}{text}")
 
-        with stop_requests() as stop_requested:
+        on_step(sum(course.state.step for course in courses), "first validation" if matrices.validation else "")
+        with stop_requests(self._acknowledge) as stop_requested:
             return training.train_together(
                 courses,
                 matrices.training,
@@ -117,6 +118,10 @@ class Group:
                 on_step=on_step,
                 stop_requested=lambda: stop_requested() or self.stopped(),
             )
+
+    def _acknowledge(self) -> None:
+        with suppress(RuntimeError):  # the signal came in the middle of another line
+            self.say("Stopping after this step or validation; once more stops at once, at the last kept state.")
 
     def _finish(self, seed: RunFolder, state: State, first: int, together: Sequence[RunFolder]) -> None:
         batched = {"seeds_batched": [each.config.seed for each in together]} if len(together) > 1 else {}

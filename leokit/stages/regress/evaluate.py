@@ -35,7 +35,7 @@ _ALT = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RegressionEvaluation(manifest.Artifact):
     """A finished evaluation; the summary is plain data."""
 

@@ -25,7 +25,7 @@ BAND = 0.9  # probability of the exact posterior's band
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RegressionPlot(manifest.Artifact):
     """A finished figure, with what its panels show (plain data)."""
 
