@@ -107,7 +107,8 @@ class Group:
                 seed = f"seed {seeds[0].config.seed} " if of > 1 and len(seeds) == 1 else ""
                 self.on_progress(before * wanted + step, of * wanted, f"{seed}{text}")
 
-        on_step(sum(course.state.step for course in courses), "first validation" if matrices.validation else "")
+        begins = matrices.validation and any(course.state.best_accuracy < 0 for course in courses)
+        on_step(sum(course.state.step for course in courses), "first validation" if begins else "")
         with stop_requests(self._acknowledge) as stop_requested:
             return training.train_together(
                 courses,
