@@ -112,11 +112,7 @@ def prepare(config: FitConfig, on_message: Tell) -> Prepared:
     if empty:
         more = ", …" if len(empty) > _NAMED else ""
         on_message(f"Without an image, and so no class: {', '.join(map(repr, empty[:_NAMED]))}{more}.")
-    images = _readable(config.support, tree, on_message)
-    counts = np.bincount(images.numbers).tolist()
-    each = str(max(counts)) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-    on_message(f"Support set: {len(counts)} classes, {each} image{'s' * (max(counts) > 1)} of each.")
-    return Prepared(run, images)
+    return Prepared(run, _readable(config.support, tree, on_message))
 
 
 def make_classifier(
@@ -144,6 +140,9 @@ def make_classifier(
     embedding = EmbeddingModel(run.facts["backbone"], chain.weights_from(run, features), config.weights, device)
     vectors, dropped = _vectors(config, images, embedding, on_progress, on_message)
     numbers = images.numbers[~dropped]
+    left = np.bincount(numbers).tolist()
+    each = str(max(left)) if len(set(left)) == 1 else f"{min(left)} to {max(left)}"
+    on_message(f"Support set: {len(left)} classes, {each} image{'s' * (max(left) > 1)} of each.")
     classes = tuple(images.tree.classes)
     stored = features.facts["dtype"] if features else None
     vectors = vectors[~dropped].astype(stored or np.float32)
@@ -151,7 +150,7 @@ def make_classifier(
     weights = fit(run, matrix, choice.method, samples=config.samples if choice.method == LEO else 0)
     made = Classifier(
         classes=classes,
-        counts=tuple(np.bincount(numbers).tolist()),
+        counts=tuple(left),
         method=choice.method,
         variant=run.config.variant,
         weights=weights.cpu(),
