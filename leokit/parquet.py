@@ -101,9 +101,9 @@ def _row_group(fields: "_Fields") -> RowGroup:
 def _column(fields: "_Fields") -> Column:
     described = _Fields(fields.get(3, dict))
     return Column(
-        path=".".join(part.decode("utf-8", "replace") for part in described.get(3, list)),
+        path=".".join(part.decode("utf-8", "replace") for part in described.items(3, bytes)),
         kind=described.get(1, int),
-        encodings=frozenset(described.get(2, list)),
+        encodings=frozenset(described.items(2, int)),
         codec=described.get(4, int),
         values=described.get(5, int),
         size=described.get(7, int),
@@ -168,6 +168,12 @@ class _Fields:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"field {number} is missing or of another kind")
         return value
+
+    def items(self, number: int, kind: type[_Kind]) -> list[_Kind]:
+        values = self.get(number, list)
+        if not all(isinstance(value, kind) for value in values):
+            raise ValueError(f"field {number} lists what is of another kind")
+        return values
 
 
 class _Small(NamedTuple):

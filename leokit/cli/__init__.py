@@ -1,7 +1,9 @@
 """The `leokit` command: one module per subcommand, which turns options into a configuration and a result into text."""
 
+import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Annotated
 
@@ -50,6 +52,7 @@ from leokit.config import (
 )
 from leokit.errors import Interrupted
 
+_AGAIN = 0.01  # seconds until then
 _MAIN = "From images to labels"
 _FURTHER = "Backbones, embeddings and hyper-parameters of your own"
 _TRUST = "What predictions are worth, and how they come about"
@@ -121,9 +124,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _ask_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Give a request to stop once more where it fell into a place that Python lets no exception out of."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def main() -> None:
     """Run the command line; SIGTERM is treated as Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _ask_again
     try:
         app()
     except KeyboardInterrupt:  # while the command line itself is put together

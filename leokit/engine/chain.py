@@ -3,16 +3,19 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from leokit import backbones, manifest
 from leokit.backbones import Backbone
+from leokit.backbones.backbone import Precision
 from leokit.errors import ArtifactError, UsageError
 from leokit.features import SCHEMA as FEATURES
+from leokit.images.preprocess import Views
 from leokit.manifest import Manifest
 from leokit.runs import Run
 
 _LARGEST = 10_000  # pixels of a side
+_VALUES = {"normalize": ("none", "l2"), "precision": get_args(Precision), "views": get_args(Views)}
 _TEXTS = ("interpolation", "layer", "normalize", "precision", "views")
 # What does not change the vectors, or by no more than rounding: a model that is compiled, and which library decodes.
 _MAY_DIFFER = ("compiled", "decoder")
@@ -121,6 +124,7 @@ def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
         }
         kinds = {**dict.fromkeys(_TEXTS, str), "jpeg_scaling": bool, "image_size": int}
         wrong = [key for key, kind in kinds.items() if type(found[key]) is not kind]
+        wrong += [key for key, values in _VALUES.items() if found[key] not in values]
         wrong += [key for key in ("mean", "std") if len(found[key]) != 3 or not all(map(_is_finite, found[key]))]
         if not wrong and not 0 < found["image_size"] <= _LARGEST:
             wrong.append("image_size")

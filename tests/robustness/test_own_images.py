@@ -167,6 +167,17 @@ def test_classifiers_whose_facts_say_anything(examples, made, fitted, tmp_path):
     law()
 
 
+@pytest.mark.parametrize("key", ["precision", "views", "normalize", "interpolation"])
+def test_a_backbone_that_is_recorded_with_a_value_that_is_none(made, fitted, tmp_path, key):
+    content = json.loads((fitted / "manifest.json").read_bytes())
+    recorded = content["facts"]["backbone"]
+    (recorded if key in recorded else recorded["preprocessing"])[key] = "x"
+    folder = shutil.copytree(fitted, tmp_path / "changed")
+    (folder / "manifest.json").write_bytes(signed(content))
+    error = refused("classifiers", f"{key} = x", lambda: answered(made, folder))
+    assert key in str(error)
+
+
 def test_classifiers_of_other_tensors(made, fitted, tmp_path):
     found, told = open_classifier(fitted)
     tensors = {"weights": found.weights, **{name: torch.from_numpy(getattr(found.evidence, name)) for name in ARRAYS}}

@@ -710,6 +710,18 @@ def test_facts_changed_under_right_hashes(examples, tmp_path):
     law()
 
 
+def test_a_flipped_bit_anywhere_in_a_tables_footer(tmp_path):
+    path = tmp_path / "table.parquet"
+    write_table(path, {"method": ["a", "a", "b"], "accuracy": [0.1, 0.2, 0.3]})
+    whole = path.read_bytes()
+    for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
+        for bit in (0, place % 7 + 1):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            value_or_refusal("tables", "a bit of the footer flipped", lambda: read_table(path).to_pylist())
+
+
 @examples(12, 3000)
 def test_tables(examples, tmp_path):
     write_table(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leokit import cli, manifest
-from tests.processes import HAS_PROC, SIGNALS, ended, start
+from tests.processes import HAS_PROC, SIGNALS, ended, start, start_code
 from tests.robustness import stages, tally
 from tests.robustness.conftest import SEED
 
@@ -56,6 +56,26 @@ def _take_away(name, made, out):
 
 LONG = ("analyze", "regress plot", "regress eval")
 OFTEN = [name if name not in LONG else pytest.param(name, marks=pytest.mark.slow) for name in stages.NAMES]
+
+
+def test_a_signal_where_python_lets_no_exception_out(tmp_path):
+    """In a callback of the garbage collector, among them those of the import system."""
+    tally.count("signals", "SIGTERM, in a callback")
+    said = tmp_path / "said"
+    code = (
+        "import signal, time, weakref\n"
+        "from leokit import cli\n"
+        "class Thing: pass\n"
+        "def app():\n"
+        "    thing = Thing()\n"
+        "    watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))\n"
+        "    del thing\n"
+        "    time.sleep(60)\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    assert ended(start_code(code, tmp_path, stderr=said)) == 130
+    assert said.read_text() == "Stopped before anything was done.\n"
 
 
 @pytest.mark.parametrize("name", OFTEN)
