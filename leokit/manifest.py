@@ -218,7 +218,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {_short(before)} → {_short(after)}")
+            found.append(f"{visible(prefix + key)}: {_short(before)} → {_short(after)}")
     return found
 
 

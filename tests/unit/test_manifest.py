@@ -198,7 +198,7 @@ def test_a_process_killed_while_it_begins_leaves_a_place_that_can_be_used(tmp_pa
 
 @pytest.mark.parametrize("value", ["\x85", "\u2028", "\x1b[2J", "a\nb"])
 def test_a_difference_is_told_in_one_line(tmp_path, value):
-    make(tmp_path / "a", config={**CONFIG, "rate": value})
+    make(tmp_path / "a", config={**CONFIG, "rate": value, value: 1})
     with pytest.raises(ArtifactError, match=r"config\.rate") as refused:
         make(tmp_path / "a")
     assert len(str(refused.value).splitlines()) == 1 and str(refused.value).isprintable()
