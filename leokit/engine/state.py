@@ -30,6 +30,26 @@ class State:
     best_is_centred: bool = True  # on centred features, where the run centres them
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(TERMS), dtype=torch.float64))  # since the last report
 
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        """A step of Adam by the gradients of the parameters, in their order; it is not counted."""
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimiser.step()
+
+
+@dataclass
+class Stacked(State):
+    """States of several runs as one: see `stack`."""
+
+    members: Sequence[Tensors] = ()  # the parameters of each, views of those of all, which Adam steps by its own rates
+
+    def descend(self, gradients: Sequence[Tensor]) -> None:
+        """See `State`."""
+        for name, gradient in zip(self.parameters, gradients, strict=True):
+            for own, part in zip(self.members, gradient, strict=True):
+                own[name].grad = part.contiguous()
+        self.optimiser.step()
+
 
 def new_state(config: MetaTrainConfig, dim: int, device: torch.device) -> State:
     """The state before the first step."""
@@ -42,20 +62,22 @@ def _assemble(config: MetaTrainConfig, parameters: Tensors, best: Tensors, devic
     ordered = sorted(parameters.items())
     moved = {name: value.detach().to(device, copy=True).requires_grad_() for name, value in ordered}
     kept = {name: value.detach().to(device, copy=True) for name, value in best.items()}
-    return State(moved, _adam(config, moved, device), kept)
+    return State(moved, _adam([config], [moved], device), kept)
 
 
-def _adam(config: MetaTrainConfig, parameters: Tensors, device: torch.device) -> torch.optim.Adam:
-    anchor = [value for name, value in parameters.items() if name in Anchor._fields]
-    others = [value for name, value in parameters.items() if name not in Anchor._fields]
-    groups: list[dict[str, Any]] = [{"params": others}]
-    if anchor:
-        groups.append({"params": anchor, "lr": config.outer_lr * config.anchor_lr_factor})
-    return torch.optim.Adam(groups, lr=config.outer_lr, fused=device.type != "mps", capturable=device.type == "cuda")
+def _adam(configs: Sequence[MetaTrainConfig], parameters: Sequence[Tensors], device: torch.device) -> torch.optim.Adam:
+    """Adam for the parameters of runs, each by its own learning rates; those of one rate in one group."""
+    by_rate: dict[float, list[Tensor]] = {}
+    for config, own in zip(configs, parameters, strict=True):
+        for name, value in own.items():
+            factor = config.anchor_lr_factor if name in Anchor._fields else 1
+            by_rate.setdefault(config.outer_lr * factor, []).append(value)
+    groups: list[dict[str, Any]] = [{"params": values, "lr": rate} for rate, values in by_rate.items()]
+    return torch.optim.Adam(groups, fused=device.type != "mps", capturable=device.type == "cuda")
 
 
-def stack(config: MetaTrainConfig, states: Sequence[State]) -> State:
-    """States of runs at one step, which differ in their seeds alone, as one state of all of them.
+def stack(configs: Sequence[MetaTrainConfig], states: Sequence[State]) -> State:
+    """States of runs at one step, which differ in nothing but `leo.sets.OWN`, as one state of all of them.
 
     Its parameters, moments and sums have a first dimension of runs. The given states become views of it, so that they
     are where it is but for `step`, until `unstack`. What the runs were best at stays theirs.
@@ -67,22 +89,26 @@ def stack(config: MetaTrainConfig, states: Sequence[State]) -> State:
         for moment in _MOMENTS
     }
     parameters = {
-        name: torch.stack([state.parameters[name].detach() for state in states]) for name in states[0].parameters
+        name: torch.stack([state.parameters[name].detach() for state in states]).requires_grad_()
+        for name in states[0].parameters
     }
-    whole = _assemble(config, parameters, {}, device)
+    members = [
+        {name: value.detach()[number].requires_grad_() for name, value in parameters.items()}
+        for number in range(len(states))
+    ]
+    whole = Stacked(parameters, _adam(configs, members, device), {}, members=members)
     whole.step, whole.sums = states[0].step, torch.stack([state.sums for state in states])
-    restore_moments(whole.parameters, whole.optimiser, stacked, whole.step)
-    for number, state in enumerate(states):
-        own = {name: value.detach()[number].requires_grad_() for name, value in whole.parameters.items()}
+    for number, (config, state, own) in enumerate(zip(configs, states, members, strict=True)):
         moments = {moment: {name: value[number] for name, value in each.items()} for moment, each in stacked.items()}
+        restore_moments(own, whole.optimiser, moments, whole.step)
         _become(state, config, own, moments)
         state.sums = whole.sums[number]
     return whole
 
 
-def unstack(config: MetaTrainConfig, states: Sequence[State]) -> None:
+def unstack(configs: Sequence[MetaTrainConfig], states: Sequence[State]) -> None:
     """Give states that `stack` made views of another one tensors of their own, at the step that they say."""
-    for state in states:
+    for config, state in zip(configs, states, strict=True):
         packed = by_group(pack_moments(state.parameters, state.optimiser))
         moments = {moment: {name: value.clone() for name, value in packed[moment].items()} for moment in _MOMENTS}
         own = {name: value.detach().clone().requires_grad_() for name, value in state.parameters.items()}
@@ -93,7 +119,7 @@ def unstack(config: MetaTrainConfig, states: Sequence[State]) -> None:
 def _become(state: State, config: MetaTrainConfig, parameters: Tensors, moments: dict[str, Tensors]) -> None:
     """Give a state other parameters and moments."""
     state.parameters = parameters
-    state.optimiser = _adam(config, parameters, next(iter(parameters.values())).device)
+    state.optimiser = _adam([config], [parameters], next(iter(parameters.values())).device)
     restore_moments(parameters, state.optimiser, moments, state.step)
 
 

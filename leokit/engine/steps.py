@@ -1,12 +1,12 @@
 """Single steps of meta-training: their episodes and noise, gradients, clipping and Adam.
 
-A step may be that of several runs at once which differ in nothing but the seed, S of them: along a first dimension of
-parameters, episodes and draws (`state.stack`). And its episodes may be divided among the ranks of a job, which
-average their gradients before clipping.
+A step may be that of several runs at once, S of them, which differ in nothing but what `leo.sets.OWN` names: along a
+first dimension of parameters, episodes and draws (`state.stack`). And its episodes may be divided among the ranks of a
+job, which average their gradients before clipping.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows, SeveralSeeds
 from leokit.errors import LeokitError
 from leokit.leo import Draws, clip_gradients, decay_gradients, drop_out, sums_of_squares
 from leokit.leo.learners import Tensors, make_learner
+from leokit.leo.sets import Sets
 
 EPISODE_BLOCK = 64  # steps whose episodes are drawn at once
 _WARM_UP = 3  # steps before a CUDA graph is captured
@@ -30,12 +31,12 @@ class Diverged(LeokitError):
     """A loss or gradient is not finite.
 
     Attributes:
-        runs: which of several runs at once it happened in.
+        failures: a sentence for each run in which it happened, by its number among several at once.
     """
 
-    def __init__(self, message: str, runs: Sequence[int] = (0,)) -> None:
+    def __init__(self, message: str, failures: Mapping[int, str] | None = None) -> None:
         super().__init__(message)
-        self.runs = tuple(runs)
+        self.failures = dict(failures or {0: message})
 
 
 class Inputs(NamedTuple):
@@ -47,18 +48,22 @@ class Inputs(NamedTuple):
 
 
 def make_steps(
-    config: MetaTrainConfig, features: FeatureMatrix, *, seeds: Sequence[int] | None = None, ranks: Ranks = ALONE
+    config: MetaTrainConfig,
+    features: FeatureMatrix,
+    *,
+    runs: Sequence[MetaTrainConfig] | None = None,
+    ranks: Ranks = ALONE,
 ) -> "Steps":
     """Takes the steps of a run: on CUDA without asking the host between reports, elsewhere one by one.
 
     Args:
         config: of the run.
         features: that it is trained on.
-        seeds: of several runs at once, in place of the configuration's.
+        runs: those of several runs at once, of one `leo.sets.structure`; `config` is then any of them.
         ranks: among which the episodes of a step are divided.
     """
     kind = DeviceSteps if features.rows.device.type == "cuda" else Steps
-    return kind(config, features, seeds=seeds, ranks=ranks)
+    return kind(config, features, runs=runs, ranks=ranks)
 
 
 class Steps:
@@ -76,11 +81,12 @@ class Steps:
         config: MetaTrainConfig,
         features: FeatureMatrix,
         *,
-        seeds: Sequence[int] | None = None,
+        runs: Sequence[MetaTrainConfig] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         """See `make_steps`."""
-        self.config, self.features, self.seeds, self.ranks = config, features, seeds, ranks
+        self.config, self.features, self.ranks = config, features, ranks
+        self.sets = None if runs is None else Sets.of(runs, dtype=features.dtype, device=features.rows.device)
         self.learner = make_learner(config, features.dim)
         self._loss = torch.compile(self.learner.loss) if config.compile else self.learner.loss
         self.sampler = self._sampler()
@@ -90,9 +96,9 @@ class Steps:
 
     def _sampler(self) -> EpisodeSampler:
         offsets, ways = self.features.offsets, self.config.ways
-        if self.seeds is None:
+        if self.sets is None or self.sets.draw_alike:
             return EpisodeSampler(offsets, ways=ways, seed=self.config.seed, purpose="meta-train")
-        return SeveralSeeds(offsets, ways=ways, seeds=self.seeds, purpose="meta-train")
+        return SeveralSeeds(offsets, ways=ways, seeds=self.sets.seeds, purpose="meta-train")
 
     def take(self, state: State) -> None:
         """One step of Adam, in place; the terms of its loss go to `state.sums`.
@@ -119,13 +125,8 @@ class Steps:
     def inputs(self, step: int) -> Inputs:
         """What a step works on."""
         support, query = self.episodes(step, self.tasks)
-        draws = self._draws(step, support)
+        draws = self.learner.draws(step, self.tasks, support, self.sets)
         return Inputs(support, query, drop_out(support, query, draws))
-
-    def _draws(self, step: int | Tensor, like: Tensor) -> Draws:
-        if self.seeds is None:
-            return self.learner.draws(step, self.tasks, like)
-        return self.learner.draws(step, self.tasks, like, self.seeds)
 
     def episodes(self, step: int, tasks: range | None = None) -> tuple[Tensor, Tensor]:
         """Support (B, N, K, D) and query (B, N, Q, D) features of a step; rows are drawn for many steps at once."""
@@ -133,7 +134,12 @@ class Steps:
         rows = self._rows(step // EPISODE_BLOCK)
         first = step % EPISODE_BLOCK * self.config.meta_batch
         chosen = (..., slice(first + tasks.start, first + tasks.stop), slice(None), slice(None))
-        return self.features.take(rows.support[chosen]), self.features.take(rows.query[chosen])
+        return self._images(rows.support[chosen]), self._images(rows.query[chosen])
+
+    def _images(self, rows: Tensor) -> Tensor:
+        """Features of rows, those of several runs along a first dimension; held once where they are the same."""
+        images = self.features.take(rows)
+        return images.expand(len(self.sets.seeds), *images.shape) if self.sets and self.sets.draw_alike else images
 
     def _draw_rows(self, block: int) -> Rows:
         count = EPISODE_BLOCK * self.config.meta_batch
@@ -145,7 +151,7 @@ class Steps:
 
         All of them are means over the episodes of all ranks.
         """
-        loss = self._loss(state.parameters, *inputs)
+        loss = self._loss(state.parameters, *inputs, self.sets)
         parameters = list(state.parameters.values())
         gradients = torch.autograd.grad(
             loss.total, parameters, torch.ones_like(loss.total), allow_unused=True, materialize_grads=True
@@ -156,12 +162,9 @@ class Steps:
         return terms, found
 
     def _descend(self, state: State, gradients: list[Tensor]) -> None:
-        config, sets = self.config, 0 if self.seeds is None else 1
+        config, sets = self.config, 1 if self.sets else 0
         self.gradients = dict(zip(state.parameters, gradients, strict=True))
-        clipped = clip_gradients(gradients, value=config.clip_value, norm=config.clip_norm, sets=sets)
-        for parameter, gradient in zip(state.parameters.values(), clipped, strict=True):
-            parameter.grad = gradient
-        state.optimiser.step()
+        state.descend(clip_gradients(gradients, value=config.clip_value, norm=config.clip_norm, sets=sets))
 
     def _not_finite(self, state: State, terms: Tensor, gradients: list[Tensor]) -> list[Tensor]:
         """The gradients that `on_nan` asks for where loss or gradients of a run are no numbers."""
@@ -172,7 +175,7 @@ class Steps:
         bad = any_of_each([loss, *gradients], lambda value: value.isfinite().logical_not(), loss.ndim)
         if not bad.any():
             return gradients  # large enough for its square to overflow, and finite
-        raise self._diverged(state.step, bad, f" (loss {loss[bad][0].item()})")
+        raise self._diverged(state.step, bad, loss)
 
     def _decayed(self, state: State, missing: Tensor, gradients: list[Tensor]) -> list[Tensor]:
         """The gradients, or for the runs that are `missing` them, () or (S,), what takes their place."""
@@ -182,17 +185,21 @@ class Steps:
             for own, other in zip(gradients, decayed, strict=True)
         ]
 
-    def _diverged(self, step: int, bad: Tensor, detail: str = "") -> Diverged:
-        """The error of a step; `bad`, () or (S,), says in which runs."""
+    def _diverged(self, step: int, bad: Tensor, losses: Tensor | None = None) -> Diverged:
+        """The error of a step; `bad`, () or (S,), says in which runs, and `losses` are theirs where they are known."""
         first, batch = step * self.config.meta_batch, self.config.meta_batch
-        runs = [number for number, failed in enumerate(bad.reshape(-1).tolist()) if failed]
-        seeds = [self.config.seed if self.seeds is None else self.seeds[number] for number in runs]
-        of = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        failures = {}
+        for number in bad.reshape(-1).nonzero().flatten().tolist():
+            seed = self.sets.seeds[number] if self.sets else self.config.seed
+            loss = "" if losses is None else f" (loss {losses.reshape(-1)[number].item()})"
+            failures[number] = (
+                f"The loss or a gradient of step {step} (episodes {first} to {first + batch - 1}) of seed {seed} is "
+                f"not finite{loss}."
+            )
         return Diverged(
-            f"The loss or a gradient of step {step} (episodes {first} to {first + batch - 1}) of {of} is "
-            f"not finite{detail}. The state before it is kept. Start anew (--overwrite) with a lower "
-            "--outer-lr or --inner-lr, or with --on-nan decay, which goes on as DeepMind's code does.",
-            runs,
+            f"{' '.join(dict.fromkeys(failures.values()))} The state before it is kept. Start anew (--overwrite) with "
+            "a lower --outer-lr or --inner-lr, or with --on-nan decay, which goes on as DeepMind's code does.",
+            failures,
         )
 
     def watch(self, state: State, run: int | None = None) -> dict[str, Any]:
@@ -214,7 +221,7 @@ class Steps:
             gradients,
             support,
             step=step,
-            seed=config.seed if run is None or self.seeds is None else self.seeds[run],
+            seed=config.seed if run is None or self.sets is None else self.sets.seeds[run],
             clip_value=config.clip_value,
             clip_norm=config.clip_norm,
         )
@@ -235,11 +242,11 @@ class DeviceSteps(Steps):
         config: MetaTrainConfig,
         features: FeatureMatrix,
         *,
-        seeds: Sequence[int] | None = None,
+        runs: Sequence[MetaTrainConfig] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config, features, seeds=seeds, ranks=ranks)
-        device, sets = features.rows.device, () if seeds is None else (len(seeds),)
+        super().__init__(config, features, runs=runs, ranks=ranks)
+        device, sets = features.rows.device, () if runs is None else (len(runs),)
         self.next = torch.zeros((), dtype=torch.int64, device=device)  # number of the step that comes
         self.bad = torch.zeros(sets, dtype=torch.bool, device=device)  # whose loss was the first that is no number
         self.failed = torch.zeros((), dtype=torch.float32, device=device)  # 1 from that one on
@@ -284,8 +291,8 @@ class DeviceSteps(Steps):
         config = self.config
         tasks = torch.arange(self.tasks.start, self.tasks.stop, device=self.next.device)
         rows = self.sampler.draw(self.next * config.meta_batch + tasks, shots=config.shots, queries=config.queries)
-        support, query = self.features.take(rows.support), self.features.take(rows.query)
-        draws = self._draws(self.next, support)
+        support, query = self._images(rows.support), self._images(rows.query)
+        draws = self.learner.draws(self.next, self.tasks, support, self.sets)
         terms, gradients = self._gradients(state, Inputs(support, query, draws))
         sets = self.bad.ndim
         if config.on_nan == "decay":

@@ -1,6 +1,7 @@
 """Meta-train models: the outer loop of Algorithm 1, with validation, resuming and early stopping by best weights.
 
-Runs that differ in their seeds alone may take their steps together, along one more dimension of each tensor.
+Runs that differ in seeds or in numbers that a step can take for each of them (`leo.sets.OWN`) may take their steps
+together, along one more dimension of each tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class Course:
         keep: saves a state; called after each validation and before stopping early.
         report: takes a line of metrics.
         finished: called as soon as it has come to its end.
+        failed: called with a sentence why, where it has diverged and its state was kept.
     """
 
     config: MetaTrainConfig
@@ -50,6 +52,7 @@ class Course:
     keep: Callable[[State], None]
     report: Callable[[dict[str, Any]], None]
     finished: Callable[[], None] = lambda: None
+    failed: Callable[[str], None] = lambda why: None
 
     @property
     def is_over(self) -> bool:
@@ -113,7 +116,7 @@ def train_together(
     on_step: Callable[[int, str], None] = lambda step, text: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """As `train`, for runs that differ in their seeds alone: those at the same step take it as one.
+    """As `train`, for runs of one `leo.sets.structure`: those at the same step take it as one.
 
     Each run's draws are those that it has alone, and so is everything else but for the order in which sums are made:
     weights agree with those of the run alone to rounding. Each is validated, kept and ended for itself. One that
@@ -152,10 +155,11 @@ def train_together(
                 return False
         except Diverged as error:
             errors.append(error)
-            diverged = [group[number] for number in error.runs]
-            for course in diverged:
+            for number, why in error.failures.items():
+                course = group[number]
                 course.keep(course.state)
-            going = [course for course in going if course not in diverged]
+                course.failed(why)
+                going.remove(course)
     if errors:
         raise errors[0]
     return True
@@ -183,17 +187,17 @@ class _Together:
         Raises:
             Diverged: some of them have; all are at the step before.
         """
-        config, states = group[0].config, [course.state for course in group]
+        configs, states = [course.config for course in group], [course.state for course in group]
         if len(group) == 1:
-            return self._steps(group, states[0], make_steps(config, self.training, ranks=self.ranks), until)
-        seeds = [course.config.seed for course in group]
-        whole = stack(config, states)
+            return self._steps(group, states[0], make_steps(configs[0], self.training, ranks=self.ranks), until)
+        steps = make_steps(configs[0], self.training, runs=configs, ranks=self.ranks)
+        whole = stack(configs, states)
         try:
-            return self._steps(group, whole, make_steps(config, self.training, seeds=seeds, ranks=self.ranks), until)
+            return self._steps(group, whole, steps, until)
         finally:
             for state in states:
                 state.step = whole.step
-            unstack(config, states)
+            unstack(configs, states)
 
     def _steps(self, group: Sequence[Course], whole: State, steps: Steps, until: int | None) -> bool:
         config, wanted = group[0].config, fixed_steps(group[0].config)

@@ -52,7 +52,7 @@ def meta_training_draws(
     seed: int | Sequence[int],
     step: int | Tensor,
     tasks: range,
-    dropout: float,
+    dropout: float | Sequence[float],
     sampled: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Draws:
@@ -64,27 +64,30 @@ def meta_training_draws(
 
     Args:
         shapes: sizes of an episode.
-        seed: of the run; or those of S runs, whose draws are stacked along a further first dimension.
+        seed: of the run; or those of S runs, whose draws are stacked along a further first dimension. What runs of one
+            seed have in common, all but masks, is then drawn and held once.
         step: number of the meta-training step; () int64 where it is a tensor.
         tasks: which of the step's tasks.
-        dropout: rate; 0 draws no masks.
+        dropout: rate; or those of S runs. 0, of all of them, draws no masks.
         sampled: whether there is noise for codes and weights.
         dtype: of the result.
     """
     noise = [shapes._codes, shapes._weights] if sampled else []
-    mask = [shapes._support, shapes._gradients, shapes._query] if dropout else []
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    rates = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(seeds)
+    mask = [shapes._support, shapes._gradients, shapes._query] if any(rates) else []
     noise_words = -(-_count(noise) // 4) * 2  # 32 bits each, rounded up to a whole number of pairs of words
     mask_words = -(-_count(mask) // 4)  # 16 bits each
-    words = (noise_words, mask_words)
-    seeds = [seed] if isinstance(seed, int) else list(seed)
+    streams = seeds[:1] if len(set(seeds)) == 1 else seeds
     if isinstance(step, Tensor):
-        normals, masks = _on_device(seeds, step, tasks, *words, dropout)
+        normals, masks = _on_device(streams, step, tasks, noise_words, mask_words, rates)
     else:
-        normals, masks = _on_cpu(seeds, step, tasks, *words, dropout)
-    named = dict(zip(("codes", "weights"), _split(normals.to(dtype), noise), strict=False))
-    named |= dict(zip(("encoder_mask", "support_masks", "query_mask"), _split(masks.to(dtype), mask), strict=False))
-    if not isinstance(seed, int):
-        named = {name: torch.unflatten(value, 0, (len(seeds), len(tasks))) for name, value in named.items()}
+        normals, masks = _on_cpu(streams, step, tasks, noise_words, mask_words, rates)
+    normals, masks = normals.to(dtype).expand(len(seeds), -1, -1), masks.to(dtype)
+    if isinstance(seed, int):
+        normals, masks = normals[0], masks[0]
+    named = dict(zip(("codes", "weights"), _split(normals, noise), strict=False))
+    named |= dict(zip(("encoder_mask", "support_masks", "query_mask"), _split(masks, mask), strict=False))
     return Draws(**named)
 
 
@@ -121,31 +124,44 @@ def _normals(streams: Tensor, words: int) -> Tensor:
 
 
 def _on_cpu(
-    seeds: list[int], step: int, tasks: range, noise_words: int, mask_words: int, dropout: float
+    seeds: list[int], step: int, tasks: range, noise_words: int, mask_words: int, rates: list[float]
 ) -> tuple[Tensor, Tensor]:
-    """Normals (B, 2·noise words) and masks (B, 4·mask words), task by task, in the cache of a core; seeds in turn."""
-    streams = [(seed, task) for seed in seeds for task in tasks]
-    normals = np.empty((len(streams), 2 * noise_words), np.float32)
-    masks = np.empty((len(streams), 4 * mask_words), np.float32)
-    for row, (seed, task) in enumerate(streams):
-        bits = randomness.words(noise_words + mask_words, seed, "noise", step, task)
-        if noise_words:
-            randomness.normals(bits[:noise_words].view(np.int32), normals[row])
-        if mask_words:
-            randomness.masks(bits[noise_words:].view(np.int16), dropout, masks[row])
+    """Normals (seeds, B, 2·noise words) and masks (S, B, 4·mask words), task by task, in the cache of a core.
+
+    Args:
+        seeds: one for each of S rates, or one for all of them.
+        step: number of the step.
+        tasks: B of them.
+        noise_words: bits of the normals, in words of 64.
+        mask_words: those of the masks.
+        rates: of dropout.
+    """
+    normals = np.empty((len(seeds), len(tasks), 2 * noise_words), np.float32)
+    masks = np.empty((len(rates), len(tasks), 4 * mask_words), np.float32)
+    for row, seed in enumerate(seeds):
+        own = [row] if len(seeds) == len(rates) else range(len(rates))
+        for place, task in enumerate(tasks):
+            bits = randomness.words(noise_words + mask_words, seed, "noise", step, task)
+            if noise_words:
+                randomness.normals(bits[:noise_words].view(np.int32), normals[row, place])
+            if mask_words:
+                for number in own:
+                    randomness.masks(bits[noise_words:].view(np.int16), rates[number], masks[number, place])
     return torch.from_numpy(normals), torch.from_numpy(masks)
 
 
 def _on_device(
-    seeds: list[int], step: Tensor, tasks: range, noise_words: int, mask_words: int, dropout: float
+    seeds: list[int], step: Tensor, tasks: range, noise_words: int, mask_words: int, rates: list[float]
 ) -> tuple[Tensor, Tensor]:
     """As `_on_cpu`, by hashing positions."""
     roots = torch.stack([torch.full_like(step, randomness.integer_key(seed, "noise")) for seed in seeds])
     numbers = torch.arange(tasks.start, tasks.stop, device=step.device)
-    streams = randomness.keys(randomness.keys(roots, step).unsqueeze(-1), numbers).flatten()
+    streams = randomness.keys(randomness.keys(roots, step).unsqueeze(-1), numbers)
     bits = randomness.device_words(streams, noise_words + mask_words)
-    normals = randomness.device_normals(bits[:, :noise_words].contiguous())
-    return normals, randomness.device_masks(bits[:, noise_words:].contiguous(), dropout)
+    normals = randomness.device_normals(bits[..., :noise_words].contiguous())
+    mask_bits = bits[..., noise_words:].contiguous().expand(len(rates), -1, -1)
+    masks = [randomness.device_masks(own, rate) for own, rate in zip(mask_bits, rates, strict=True)]
+    return normals, torch.stack(masks)
 
 
 Shapes = list[tuple[int, ...]]
@@ -156,9 +172,9 @@ def _count(shapes: Shapes) -> int:
 
 
 def _split(values: Tensor, shapes: Shapes) -> list[Tensor]:
-    """Cut rows (B, n) into consecutive pieces of the given shapes, (B, *shape) each; what is left over is unused."""
+    """Cut rows (..., n) into consecutive pieces of given shapes, (..., *shape) each; what is left over is unused."""
     if not shapes:
         return []
     sizes = [int(np.prod(shape)) for shape in shapes]
-    pieces = torch.split(values[:, : sum(sizes)], sizes, dim=1)
-    return [torch.unflatten(piece, 1, shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    pieces = torch.split(values[..., : sum(sizes)], sizes, dim=-1)
+    return [torch.unflatten(piece, -1, shape) for piece, shape in zip(pieces, shapes, strict=True)]

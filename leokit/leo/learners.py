@@ -14,7 +14,6 @@
 The first seven are the paper's; `anchored` is ours.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import NamedTuple, Protocol
@@ -29,8 +28,9 @@ from leokit.errors import UsageError
 from leokit.leo.adaptation import Adapted, Draws, Method, adapt, for_episodes, masked, predict, support_steps
 from leokit.leo.draws import DrawShapes, meta_training_draws, posterior_draws
 from leokit.leo.loops import WeightLoop
-from leokit.leo.objective import MetaLoss, Penalties, mean_of_each, meta_loss, score
+from leokit.leo.objective import MetaLoss, mean_of_each, meta_loss, score
 from leokit.leo.parameters import Anchor, Parameters, initial_parameters
+from leokit.leo.sets import Sets, penalties
 
 Tensors = dict[str, Tensor]
 
@@ -54,8 +54,9 @@ class Path(NamedTuple):
 class Learner(Protocol):
     """A variant at work: it holds no tensors, so that one learner serves any number of parameter sets.
 
-    `loss` takes several sets at once too, as runs that differ in their seeds alone: along a first dimension S of each
-    tensor, of support, query and draws, and of every scalar that it gives.
+    `draws` and `loss` serve several sets at once too, whose own values are given as `Sets` and rank before those of the
+    learner's configuration: along a first dimension S of each tensor, of support, query and draws, and of every scalar
+    of the loss.
     """
 
     @property
@@ -67,15 +68,16 @@ class Learner(Protocol):
         """The parameters before training, by name."""
         ...
 
-    def draws(self, step: int | Tensor, tasks: range, like: Tensor, seeds: Sequence[int] | None = None) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor, sets: Sets | None = None) -> Draws:
         """Everything random that the tasks of a step consume, of the dtype and device of `like`.
 
-        The step is a number on the CPU, a () int64 tensor on any other device. With `seeds` the draws are those of
-        runs with these seeds, along a first dimension, in place of the configuration's.
+        The step is a number on the CPU, a () int64 tensor on any other device.
         """
         ...
 
-    def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
+    def loss(
+        self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws, sets: Sets | None = None
+    ) -> MetaLoss:
         """The meta-objective of support (B, N, K, D) and query (B, N, Q, D)."""
         ...
 
@@ -136,14 +138,17 @@ class LatentLearner:
             tensors["gate"] = torch.tensor(config.anchor_gate, dtype=dtype)
         return tensors
 
-    def draws(self, step: int | Tensor, tasks: range, like: Tensor, seeds: Sequence[int] | None = None) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor, sets: Sets | None = None) -> Draws:
         """See `Learner`."""
-        return _draws(self.config, self.dim, self.method, step, tasks, like, seeds)
+        return _draws(self.config, self.dim, self.method, step, tasks, like, sets)
 
-    def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
+    def loss(
+        self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws, sets: Sets | None = None
+    ) -> MetaLoss:
         """See `Learner`."""
         parameters, anchor = split_anchor(tensors)
-        return meta_loss(parameters, support, query, penalties(self.config), self.method, draws, anchor)
+        weights = sets.penalties if sets else penalties(self.config)
+        return meta_loss(parameters, support, query, weights, self.method, draws, anchor)
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range, shares: Tensor | None = None) -> Tensor:
         """See `Learner`."""
@@ -238,17 +243,20 @@ class MetaSGD:
             "lr": torch.full(shape, self.config.inner_lr, dtype=dtype),
         }
 
-    def draws(self, step: int | Tensor, tasks: range, like: Tensor, seeds: Sequence[int] | None = None) -> Draws:
+    def draws(self, step: int | Tensor, tasks: range, like: Tensor, sets: Sets | None = None) -> Draws:
         """See `Learner`: dropout masks alone."""
-        return _draws(self.config, self.dim, Method(0, self._steps, sampled=False), step, tasks, like, seeds)
+        return _draws(self.config, self.dim, Method(0, self._steps, sampled=False), step, tasks, like, sets)
 
-    def loss(self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws) -> MetaLoss:
+    def loss(
+        self, tensors: Tensors, support: Tensor, query: Tensor, draws: Draws, sets: Sets | None = None
+    ) -> MetaLoss:
         """See `Learner`: the query loss and the L2 penalty of the start."""
         weights = self._adapt(tensors, support, draws)
         query_loss, accuracy = score(predict(weights, masked(query, draws.query_mask, draws)))
-        sets = tensors["start"].shape[:-2]
-        l2, none = tensors["start"].square().sum((-2, -1)) / 2, query_loss.new_zeros(sets)
-        total = mean_of_each(query_loss, sets) + self.config.l2_weight * l2
+        lead = tensors["start"].shape[:-2]  # () or (S,)
+        l2, none = tensors["start"].square().sum((-2, -1)) / 2, query_loss.new_zeros(lead)
+        l2_weight = sets.penalties.l2 if sets else self.config.l2_weight
+        total = mean_of_each(query_loss, lead) + l2_weight * l2
         return MetaLoss(total, query_loss, accuracy, none, none, l2, none)
 
     def weights(self, tensors: Tensors, support: Tensor, numbers: range, shares: Tensor | None = None) -> Tensor:
@@ -299,16 +307,6 @@ class MetaSGD:
         return None
 
 
-def penalties(config: MetaTrainConfig) -> Penalties:
-    """The weights of the penalties that a configuration names."""
-    return Penalties(
-        kl=config.kl_weight,
-        encoder=config.encoder_penalty_weight,
-        l2=config.l2_weight,
-        orthogonality=config.orthogonality_weight,
-    )
-
-
 def _draws(
     config: MetaTrainConfig,
     dim: int,
@@ -316,14 +314,14 @@ def _draws(
     step: int | Tensor,
     tasks: range,
     like: Tensor,
-    seeds: Sequence[int] | None,
+    sets: Sets | None,
 ) -> Draws:
     draws = meta_training_draws(
         _shapes(config, dim, method, ways=config.ways),
-        seed=config.seed if seeds is None else seeds,
+        seed=sets.seeds if sets else config.seed,
         step=step,
         tasks=tasks,
-        dropout=config.dropout,
+        dropout=sets.dropout if sets else config.dropout,
         sampled=method.sampled,
         dtype=like.dtype,
     )

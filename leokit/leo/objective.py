@@ -16,12 +16,12 @@ from leokit.leo.parameters import Anchor, Parameters
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the terms beside the query loss."""
+    """Weights of the terms beside the query loss; of several parameter sets (S,) each."""
 
-    kl: float  # β
-    encoder: float  # γ
-    l2: float  # λ₁
-    orthogonality: float  # λ₂
+    kl: float | Tensor  # β
+    encoder: float | Tensor  # γ
+    l2: float | Tensor  # λ₁
+    orthogonality: float | Tensor  # λ₂
 
 
 class MetaLoss(NamedTuple):

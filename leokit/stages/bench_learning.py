@@ -49,7 +49,8 @@ from leokit.episodes import EpisodeSampler, FeatureMatrix, MatrixArrays, query_c
 from leokit.features import FeatureTable
 from leokit.images.augmentation import Recipe
 from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
-from leokit.leo.learners import make_learner, penalties
+from leokit.leo.learners import make_learner
+from leokit.leo.sets import penalties
 
 CLASSES = 20
 
@@ -96,8 +97,8 @@ def run_seeds(config: BenchSeedsConfig) -> dict[str, Any]:
     features = made_up_features(CLASSES, 600, config.dim, device)
     runs = [replace(trained, seed=seed) for seed in range(config.seeds)]
     single = [(make_steps(run, features), new_state(run, config.dim, device)) for run in runs]
-    whole = stack(trained, [new_state(run, config.dim, device) for run in runs])
-    batched = make_steps(trained, features, seeds=[run.seed for run in runs])
+    whole = stack(runs, [new_state(run, config.dim, device) for run in runs])
+    batched = make_steps(trained, features, runs=runs)
 
     def one_by_one() -> None:
         for steps, state in single:

@@ -13,6 +13,7 @@ from leokit.engine.steps import DeviceSteps, Diverged, Steps
 from leokit.engine.training import Course, train_together
 from leokit.episodes import EpisodeSampler, SeveralSeeds
 from leokit.leo.learners import make_learner
+from leokit.leo.sets import Sets
 from tests.unit.test_training import CONFIG, CPU, matrix
 
 # In double precision the order of sums is far below what is learned.
@@ -62,9 +63,9 @@ def assert_lines_close(ours, theirs):
 @pytest.mark.parametrize("shots", [1, 2])
 def test_a_step_of_several_is_the_step_of_each(variant, shots):
     config = replace(DOUBLE, variant=variant, shots=shots, inner_lr=0.1)
-    together = Steps(config, TRAINING, seeds=SEEDS)
+    together = Steps(config, TRAINING, runs=runs(config))
     states = [new_state(run, TRAINING.dim, CPU) for run in runs(config)]
-    whole = stack(config, states)
+    whole = stack(runs(config), states)
     for step in (0, 70):  # of two blocks of episodes
         inputs = together.inputs(step)
         terms, gradients = together._gradients(whole, inputs)
@@ -84,13 +85,13 @@ def test_a_step_of_several_is_the_step_of_each(variant, shots):
 def test_several_steps_of_several_are_those_of_each(variant, steps):
     config = replace(DOUBLE, variant=variant, clip_norm=0.01, anchor_lr_factor=3.0)
     states = [new_state(run, TRAINING.dim, CPU) for run in runs(config)]
-    whole, together = stack(config, states), steps(config, TRAINING, seeds=SEEDS)
+    whole, together = stack(runs(config), states), steps(config, TRAINING, runs=runs(config))
     for _ in range(6):
         together.take(whole)
     together.check(whole)
     for state in states:
         state.step = whole.step
-    unstack(config, states)
+    unstack(runs(config), states)
     for run, state in zip(runs(config), states, strict=True):
         expected, alone = new_state(run, TRAINING.dim, CPU), steps(run, TRAINING)
         for _ in range(6):
@@ -118,7 +119,7 @@ def test_several_seeds_draw_the_episodes_of_each(monkeypatch):
 
 def test_on_a_device_several_seeds_get_the_noise_of_each():
     learner, like, step = make_learner(CONFIG, 10), torch.zeros(1), torch.tensor(7)
-    together = learner.draws(step, range(1, 3), like, SEEDS)
+    together = learner.draws(step, range(1, 3), like, Sets.of(runs(CONFIG), dtype=like.dtype, device=CPU))
     for number, run in enumerate(runs(CONFIG)):
         own = make_learner(run, 10).draws(step, range(1, 3), like)
         for ours, theirs in zip(together, own, strict=True):
@@ -206,8 +207,8 @@ def test_one_that_diverges_ends_and_the_others_go_on(monkeypatch, kind):
     def spoilt(self, state, inputs):
         terms, gradients = original(self, state, inputs)
         reached = int(self.next) if kind is DeviceSteps else state.step
-        if self.seeds and 3 in self.seeds and reached == 4:
-            terms[self.seeds.index(3)] = torch.nan
+        if self.sets and 3 in self.sets.seeds and reached == 4:
+            terms[self.sets.seeds.index(3)] = torch.nan
         return terms, gradients
 
     monkeypatch.setattr(kind, "_gradients", spoilt)
@@ -228,7 +229,7 @@ def test_decay_takes_the_place_of_what_is_no_number_in_one_run_alone(monkeypatch
 
     def spoilt(self, state, inputs):
         terms, gradients = original(self, state, inputs)
-        rows = [self.seeds.index(3)] if self.seeds else [...] if self.config.seed == 3 else []
+        rows = [self.sets.seeds.index(3)] if self.sets else [...] if self.config.seed == 3 else []
         for row in rows if state.step == 2 else []:
             terms[row] = torch.nan
         return terms, gradients
