@@ -562,7 +562,17 @@ class SearchConfig:
         int | None,
         Outside(),
         Ge(1),
-        Doc("Trials at a time, a process and a core each (default: one for each core; on CUDA one)."),
+        Doc("Trials, or batches of them, at a time, a process and a core each (default: one a core; on CUDA one)."),
+    ] = None
+    batched: Annotated[
+        int | None,
+        Ge(1),
+        Le(1000),
+        Doc(
+            "Trials whose steps a process takes as one, where they differ in nothing but seeds, rates, starts, dropout "
+            "and penalties: each trial to rounding (default: that of an unfinished search here; on a CPU 1, on CUDA 8, "
+            "which is not measured)."
+        ),
     ] = None
     backend: Annotated[
         Literal["loky", "dask"],

@@ -396,6 +396,16 @@ def _intents(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None
     return finished, unfinished
 
 
+def begun(folder: Path) -> dict[str, Any] | None:
+    """What `begin` has made a folder ready for, finished or not: schema, config, ids of inputs; None if for nothing.
+
+    Raises:
+        ArtifactError: what says so is damaged.
+    """
+    finished, unfinished = _intents(folder)
+    return unfinished or finished
+
+
 def finish(
     folder: Path,
     schema: str,

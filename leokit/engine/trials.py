@@ -1,8 +1,8 @@
 """A trial of a search: a meta-training selected on meta-val, kept in a folder of its own, in whichever process it runs.
 
-A trial is a function of its configuration alone. Its folder holds `trial.json` once it is trained as far as was asked
-for, its best weights, and the state from which it goes on. Two processes at one trial would do the same work twice, so
-the second waits for the first.
+A trial is a function of its configuration alone; trained as one with others, to rounding. Its folder holds `trial.json`
+once it is trained as far as was asked for, its best weights, and the state from which it goes on. Two processes at one
+trial would do the same work twice, so the second waits for the first.
 """
 
 import json
@@ -10,8 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from leokit.engine.mapped import open_matrices
 from leokit.engine.scoring import one_thread
 from leokit.engine.state import State, new_state, pack, unpack
 from leokit.engine.steps import Diverged
-from leokit.errors import ArtifactError
+from leokit.errors import ArtifactError, LeokitError
 from leokit.runs import STATE, WEIGHTS, fitting_state, load_state, save_parameters, save_state
 
 OUTCOME = "trial.json"
@@ -70,7 +71,7 @@ class Outcome:
         best_step: where the weights that were kept come from.
         best_is_fallback: whether these are a plain method, no step of training.
         best_is_centred: whether they are for centred features, where the trial centres them.
-        seconds: that it took, over all its parts; no result.
+        seconds: that it took, over all its parts, those of several as one divided among them; no result.
     """
 
     index: int
@@ -144,92 +145,150 @@ def _measures(line: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}_accuracy", f"{name}_half_width")
 
 
-def run_trial(task: Task, stop_requested: Callable[[], bool] = lambda: False) -> Outcome | None:
-    """Train a trial as far as the task says, from where it is; None where it was stopped, its state kept.
+def run_trials(tasks: Sequence[Task], stop_requested: Callable[[], bool] = lambda: False) -> list[Outcome | None]:
+    """Train trials as far as their tasks say, from where they are; several as one more dimension of each step.
+
+    Each is validated, kept and ended for itself. Several at once agree to rounding with each alone.
 
     Args:
-        task: which trial, and how far.
+        tasks: which trials, and how far; several have one `leo.sets.structure`, and folders in one search.
         stop_requested: asked after each step, beside a look at `task.stop` now and then.
+
+    Returns:
+        The outcome of each; None where it was stopped, its state kept.
 
     Raises:
         ArtifactError: no features.
         DataError: a feature is not finite.
+        LeokitError: so many do not fit the device.
     """
-    stop = _asked_now_and_then(task.stop, stop_requested)
-    with _alone(task.folder, stop) as free:
-        if not free:
-            return None
-        found = read_outcome(task.folder)
-        if found is not None and found.reaches(task.until):
-            return found
-        with one_thread():  # as many as elsewhere, so that the same bits come out
-            return _train(task, found, stop)
+    stop = _asked_now_and_then(tasks[0].stop, stop_requested)
+    with ExitStack() as held:
+        # In one order wherever trials are shared out, so that no two processes wait for each other.
+        for task in sorted(tasks, key=lambda task: task.index):
+            if not held.enter_context(_alone(task.folder, stop)):
+                return [None for _ in tasks]
+        found = {task.index: read_outcome(task.folder) for task in tasks}
+        rest = [task for task in tasks if not _is_done(task, found[task.index])]
+        if rest:
+            with one_thread():  # as many as elsewhere, so that the same bits come out
+                found |= _train(rest, stop)
+        return [found[task.index] for task in tasks]
 
 
-def run_in_process(task: Task) -> Outcome | None:
-    """`run_trial` in a worker process of its own: it stops on SIGTERM and Ctrl-C, and where its parent has died."""
+def _is_done(task: Task, found: Outcome | None) -> bool:
+    return found is not None and found.reaches(task.until)
+
+
+def run_in_process(tasks: Sequence[Task]) -> list[Outcome | None]:
+    """`run_trials` in a worker process of its own: it stops on SIGTERM and Ctrl-C, and where its parent has died."""
     parent = os.getppid()
     with stop_requests() as requested:
-        return run_trial(task, lambda: requested() or os.getppid() != parent)
+        return run_trials(tasks, lambda: requested() or os.getppid() != parent)
 
 
-def _train(task: Task, found: Outcome | None, stop: Callable[[], bool]) -> Outcome | None:
-    started = time.perf_counter()
-    config = replace(task.config, steps=task.until)
-    device = resolve_device(config.device)
-    matrices = open_matrices(config, task.features, task.rows, device)
-    validations: list[dict[str, Any]] = []
-    path, before = task.folder / STATE, 0.0
-    if path.exists():
-        state, validations, before = _kept(path, config, matrices.training.dim, device)
-    else:
-        state = new_state(config, matrices.training.dim, device)
+class _Trial:
+    """A trial that is being trained.
 
-    def seconds() -> float:
-        return round(before + time.perf_counter() - started, 3)
+    Attributes:
+        task: which one, and how far.
+        config: of its training that far.
+        seconds: that it took, in its share of those of all that are trained with it.
+        outcome: once it is there.
+    """
 
-    def report(line: Mapping[str, Any]) -> None:
+    def __init__(self, task: Task, dim: int, device: torch.device) -> None:
+        self.task, self.config = task, replace(task.config, steps=task.until)
+        self.validations: list[dict[str, Any]] = []
+        self.outcome: Outcome | None = None
+        self.seconds = 0.0
+        self._path = task.folder / STATE
+        if self._path.exists():
+            self.state, self.validations, self.seconds = _kept(self._path, self.config, dim, device)
+        else:
+            self.state = new_state(self.config, dim, device)
+
+    def report(self, line: Mapping[str, Any]) -> None:
+        """Remember a validation."""
         if any(f"{name}_accuracy" in line for name in _CANDIDATES):
-            validations.append(dict(line))
+            self.validations.append(dict(line))
 
-    failure, over = None, True
-    try:
-        over = training.train(
-            config,
-            state,
-            matrices.training,
-            matrices.validation,
-            uncentred=matrices.uncentred,
-            keep=lambda current: _keep(path, current, validations, seconds()),
-            report=report,
-            stop_requested=stop,
+    def keep(self, state: State) -> None:
+        """Save where it is."""
+        tensors, record = pack(state)
+        more = {"validations": self.validations, "seconds": round(self.seconds, 3)}
+        save_state(self._path, tensors, record | more)
+
+    def end(self, failure: str | None = None) -> None:
+        """Write how it went."""
+        task, state = self.task, self.state
+        self.outcome = Outcome(
+            index=task.index,
+            steps=state.step,
+            ended=failure is not None or state.step < task.until or task.until >= fixed_steps(task.config),
+            failure=failure,
+            validations=self.validations,
+            best_step=state.best_step,
+            best_is_fallback=state.best_is_fallback,
+            best_is_centred=state.best_is_centred,
+            seconds=round(self.seconds, 3),
         )
-    except Diverged as error:
-        failure = str(error).split(". ")[0] + "."
-    if not over:
-        return None
-    outcome = Outcome(
-        index=task.index,
-        steps=state.step,
-        ended=failure is not None or state.step < task.until or task.until >= fixed_steps(task.config),
-        failure=failure,
-        validations=validations,
-        best_step=state.best_step,
-        best_is_fallback=state.best_is_fallback,
-        best_is_centred=state.best_is_centred,
-        seconds=seconds(),
-    )
-    save_parameters(task.folder / WEIGHTS, state.best)
-    manifest.write_atomically(task.folder / OUTCOME, json.dumps(asdict(outcome), indent=1).encode())
-    if outcome.ended:
-        forget_state(task.folder)
-    return outcome
+        save_parameters(task.folder / WEIGHTS, state.best)
+        manifest.write_atomically(task.folder / OUTCOME, json.dumps(asdict(self.outcome), indent=1).encode())
+        if self.outcome.ended:
+            forget_state(task.folder)
+
+
+def _train(tasks: Sequence[Task], stop: Callable[[], bool]) -> dict[int, Outcome | None]:
+    """Outcomes by the numbers of trials; None of those that were stopped."""
+    now = time.perf_counter()
+    config = tasks[0].config
+    device = resolve_device(config.device)
+    matrices = open_matrices(config, tasks[0].features, tasks[0].rows, device)
+    trials = [_Trial(task, matrices.training.dim, device) for task in tasks]
+
+    def timed(*_: object) -> None:
+        nonlocal now
+        then, now = now, time.perf_counter()
+        going = [trial for trial in trials if trial.outcome is None]
+        for trial in going:
+            trial.seconds += (now - then) / len(going)
+
+    courses = [
+        training.Course(
+            trial.config,
+            trial.state,
+            keep=partial(_after, timed, trial.keep),
+            report=trial.report,
+            finished=partial(_after, timed, trial.end),
+            failed=partial(_after, timed, trial.end),
+        )
+        for trial in trials
+    ]
+    try:
+        with suppress(Diverged):  # each trial has been told of its own
+            training.train_together(
+                courses, matrices.training, matrices.validation, uncentred=matrices.uncentred, stop_requested=stop
+            )
+    except torch.OutOfMemoryError as error:
+        if len(trials) == 1:
+            raise
+        raise LeokitError(
+            f"The memory of {device} does not suffice for {len(trials)} trials as one: give a smaller --batched, with "
+            "--overwrite, as it is part of what the search is."
+        ) from error
+    return {trial.task.index: trial.outcome for trial in trials}
+
+
+def _after(first: Callable[[], None], then: Callable[..., None], *arguments: Any) -> None:
+    first()
+    then(*arguments)
 
 
 def _kept(
     path: Path, config: MetaTrainConfig, dim: int, device: torch.device
 ) -> tuple[State, list[dict[str, Any]], float]:
-    """What `_keep` wrote.
+    """What a trial has kept: its state, its validations and the seconds that they took.
 
     Raises:
         ArtifactError: it is damaged.
@@ -243,11 +302,6 @@ def _kept(
             return unpack(tensors, record, config, device), validations, seconds
     except ArtifactError as error:
         raise ArtifactError(f"{path} is damaged: delete the folder {path.parent.parent}.") from error
-
-
-def _keep(path: Path, state: Any, validations: list[dict[str, Any]], seconds: float) -> None:
-    tensors, record = pack(state)
-    save_state(path, tensors, record | {"validations": validations, "seconds": seconds})
 
 
 def forget_state(folder: Path) -> None:

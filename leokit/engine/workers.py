@@ -1,10 +1,12 @@
 """Running the trials of a search: one by one in this process, in processes of this machine, or by workers of Dask.
 
+What is run is a batch of trials, whose steps are taken as one; mostly of a single trial.
+
 Processes come from joblib's loky. Dask is driven by its own futures, not through joblib: a task then goes to whichever
 worker is free and, where a worker is lost, to another one, and it carries nothing but the names of files.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,24 +14,25 @@ import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from leokit.engine.trials import Outcome, Task, run_in_process, run_trial
+from leokit.engine.trials import Outcome, Task, run_in_process, run_trials
 from leokit.errors import LeokitError, UsageError
 
 if TYPE_CHECKING:
     from distributed import Client
 
+Batch = Sequence[Task]
 Outcomes = Iterator[Outcome | None]
-Runner = Callable[[list[Task]], Outcomes]
+Runner = Callable[[list[Batch]], Outcomes]
 _LOST_IN_A_ROW = 3  # times that workers may be lost without a trial that ends
 
 
 def in_this_process(stop_requested: Callable[[], bool]) -> Runner:
-    """Runs trials one after the other."""
-    return lambda tasks: (run_trial(task, stop_requested) for task in tasks)
+    """Runs batches one after the other."""
+    return lambda batches: (outcome for batch in batches for outcome in run_trials(batch, stop_requested))
 
 
 def in_processes(jobs: int) -> Runner:
-    """Runs so many trials at a time, in processes of this machine; a lost process costs what its trials had not kept.
+    """Runs so many batches at a time, in processes of this machine; a lost process costs what its trials had not kept.
 
     The outcomes come as trials end.
 
@@ -37,15 +40,15 @@ def in_processes(jobs: int) -> Runner:
         LeokitError: processes are lost again and again.
     """
 
-    def run(tasks: list[Task]) -> Outcomes:
-        waiting, lost = {task.index: task for task in tasks}, 0
+    def run(batches: list[Batch]) -> Outcomes:
+        waiting, lost = dict(enumerate(batches)), 0
         while waiting:
             parallel = Parallel(jobs, backend="loky", batch_size=1, return_as="generator_unordered")
             try:
-                for index, outcome in parallel([delayed(_numbered)(task) for task in waiting.values()]):
-                    del waiting[index]
+                for number, outcomes in parallel([delayed(_numbered)(*entry) for entry in waiting.items()]):
+                    del waiting[number]
                     lost = 0
-                    yield outcome
+                    yield from outcomes
             except TerminatedWorkerError as error:
                 lost += 1
                 if lost == _LOST_IN_A_ROW:
@@ -57,8 +60,8 @@ def in_processes(jobs: int) -> Runner:
     return run
 
 
-def _numbered(task: Task) -> tuple[int, Outcome | None]:
-    return task.index, run_in_process(task)
+def _numbered(number: int, batch: Batch) -> tuple[int, list[Outcome | None]]:
+    return number, run_in_process(batch)
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
             LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
             Client(cluster) as client,
         ):
-            yield lambda tasks: _by_futures(client, tasks)
+            yield lambda batches: _by_futures(client, batches)
         return
     try:
         client = Client(scheduler, timeout=30)
@@ -87,17 +90,17 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}). An address is tcp://HOST:8786."
         ) from error
     with client:
-        yield lambda tasks: _by_futures(client, tasks)
+        yield lambda batches: _by_futures(client, batches)
 
 
-def _by_futures(client: "Client", tasks: Iterable[Task]) -> Outcomes:
+def _by_futures(client: "Client", batches: Iterable[Batch]) -> Outcomes:
     from distributed import CancelledError, KilledWorker, as_completed
 
     # Not pure: a key of its own each time, so that the cluster hands out no outcome of an earlier search.
-    futures = [client.submit(_on_worker, task, pure=False) for task in tasks]
+    futures = [client.submit(_on_worker, batch, pure=False) for batch in batches]
     try:
         for future in as_completed(futures):
-            yield future.result()
+            yield from future.result()
     except KilledWorker as error:
         raise LeokitError(f"Workers of Dask were lost again and again ({error}). What was finished is kept.") from error
     except CancelledError as error:
@@ -106,6 +109,6 @@ def _by_futures(client: "Client", tasks: Iterable[Task]) -> Outcomes:
         client.cancel(futures)
 
 
-def _on_worker(task: Task) -> Outcome | None:
+def _on_worker(batch: Batch) -> list[Outcome | None]:
     torch.set_num_threads(1)  # for good: trials in threads of one worker would else set it back for each other
-    return run_trial(task)
+    return run_trials(batch)

@@ -4,9 +4,10 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ from leokit.engine.trials import (
     rungs,
     survivors,
 )
-from leokit.engine.workers import Runner, by_dask, in_processes, in_this_process
+from leokit.engine.workers import Batch, Runner, by_dask, in_processes, in_this_process
 from leokit.episodes import EpisodeSampler, require_enough
 from leokit.errors import ArtifactError, Interrupted, LeokitError, UsageError
 from leokit.features import FeatureStore
 from leokit.figures.search import Axis, Line, draw_search, search_in_words
 from leokit.leo.learners import make_learner
+from leokit.leo.sets import structure
 from leokit.metrics import mean_interval, paired_difference
 from leokit.provenance import information
 from leokit.runs import WEIGHTS, load_parameters, tensor_faults
@@ -61,6 +63,7 @@ TRIALS, BEST, SUMMARY, PICTURE = "trials.parquet", "best.toml", "summary.json", 
 _FOLDERS, _ROWS, _STOP = "trials", "rows", ".stop"
 _LISTED = 10  # trials in the summary's table
 _WAIT = 60.0  # seconds that a share waits for another one to begin
+_BATCHED_ON_CUDA = 8  # trials as one, where nothing else is said; not measured
 Report = Callable[[int, int, str], None]
 
 
@@ -103,8 +106,9 @@ class _Plan:
     device: torch.device
     folder: Path
     levels: list[int]  # the steps at which trials are compared; one without halving
+    batched: int  # trials that train as one, at most
 
-    @property
+    @cached_property
     def trials(self) -> list[MetaTrainConfig]:
         """The options of each trial."""
         return [trial_config(self.base, self.values(index)) for index in range(self.config.trials)]
@@ -114,6 +118,17 @@ class _Plan:
         if index == 0:
             return {name: getattr(self.base, name) for name in self.space.ranges}
         return self.space.draw(self.base.seed, index)
+
+    def batches(self, trials: Sequence[int]) -> list[list[int]]:
+        """Trials in batches that train as one: in their order, those of one structure as many as there may be.
+
+        They follow from the trials that are to be trained up to a rung, not from those that happen to be done.
+        """
+        alike: dict[str, list[int]] = {}
+        for index in trials:
+            alike.setdefault(structure(self.trials[index]), []).append(index)
+        batches = [own[at : at + self.batched] for own in alike.values() for at in range(0, len(own), self.batched)]
+        return sorted(batches)
 
     def trial(self, index: int) -> Path:
         """The folder of a trial."""
@@ -134,8 +149,9 @@ def run(
     """Meta-train with values drawn at random, each trial selected on meta-val, and compare the best with the preset.
 
     Trial 0 has the preset's own values; the values of the others are functions of the seed and their number, and so is
-    what comes of them: not of the number of jobs, of the backend, of the order, or of interruptions. The test part of
-    the features is not opened. The same call on an unfinished search goes on with the trials that are not finished;
+    what comes of them: not of the number of jobs, of the backend, of the order, or of interruptions. Where trials train
+    as one (`config.batched`), that holds to rounding, and the number of them is part of the search's id. The test part
+    of the features is not opened. The same call on an unfinished search goes on with the trials that are not finished;
     with more trials it goes on from a finished one.
 
     Args:
@@ -201,7 +217,7 @@ def run_share(
     """
     number, count = _share(config)
     plan = _open(config)
-    own = list(range(number, config.trials, count))
+    own = [index for batch in plan.batches(range(config.trials))[number::count] for index in batch]
     with _begun_by_one(plan.folder):
         done = _begin(plan)
     if done:
@@ -225,6 +241,7 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
         "out": str(plan.folder),
         "features": plan.store.id,
         "trials": config.trials,
+        "batched": plan.batched,
         "preset": plan.base.preset,
         "drawn": list(plan.space.ranges),
         "rungs": plan.levels,
@@ -256,7 +273,7 @@ def _open(config: SearchConfig) -> _Plan:
     folder = (config.out or config.work / "search" / name).absolute()
     steps = fixed_steps(base)
     levels = rungs(steps, base.val_every, config.trials, config.reduction) if config.halving else [steps]
-    plan = _Plan(config, base, space, store, device, folder, levels)
+    plan = _Plan(config, base, space, store, device, folder, levels, _batched(config, device, folder))
     _ = plan.trials  # each is checked
     return plan
 
@@ -275,6 +292,20 @@ def _resolved(config: SearchConfig) -> tuple[MetaTrainConfig, Space]:
     base = build(MetaTrainConfig, {**values, "steps": fixed_steps(base)})
     check_together(base)
     return base, space
+
+
+def _batched(config: SearchConfig, device: torch.device, folder: Path) -> int:
+    """How many trials train as one: where it is not said as many as in the search that is there, else by the device.
+
+    So shares that are trained on CUDA can be gathered on a machine without.
+    """
+    if config.batched is not None:
+        return config.batched
+    begun = None if config.overwrite else manifest.begun(folder)
+    if begun is not None and begun["schema"] == SCHEMA:
+        found = begun["config"].get("batched", 1)
+        return found if isinstance(found, int) and found > 0 else 1
+    return _BATCHED_ON_CUDA if device.type == "cuda" else 1
 
 
 def _share(config: SearchConfig) -> tuple[int, int]:
@@ -305,6 +336,7 @@ def _identity(plan: _Plan) -> dict[str, Any]:
         "halving": halving,
         "fresh_episodes": plan.config.fresh_episodes,
         "base": identity(plan.base),
+        **({"batched": plan.batched} if plan.batched > 1 else {}),
     }
 
 
@@ -397,19 +429,22 @@ def _level(
     report: Callable[[int], None],
 ) -> None:
     """Train trials up to so many steps; their outcomes are put into `outcomes`."""
-    tasks, configs = [], plan.trials
-    known = {index: read_outcome(plan.trial(index)) for index in trials}
-    for index in trials:
-        found = known[index]
-        if found is not None and found.reaches(until):
-            outcomes[index] = found
-        else:
-            store, rows = plan.store.folder.absolute(), plan.rows.absolute()
-            tasks.append(Task(index, configs[index], until, plan.trial(index), store, rows, stop))
-    done = len(trials) - len(tasks)
+    batches: list[Batch] = []
+    for batch in plan.batches(trials):
+        tasks = []
+        for index in batch:
+            found = read_outcome(plan.trial(index))
+            if found is not None and found.reaches(until):
+                outcomes[index] = found
+            else:
+                store, rows = plan.store.folder.absolute(), plan.rows.absolute()
+                tasks.append(Task(index, plan.trials[index], until, plan.trial(index), store, rows, stop))
+        if tasks:
+            batches.append(tasks)
+    done = len(trials) - sum(map(len, batches))
     report(done)
     stopped = False
-    for outcome in runner(tasks) if tasks else ():
+    for outcome in runner(batches) if batches else ():
         if outcome is None:
             stopped = True
             continue

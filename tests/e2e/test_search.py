@@ -182,6 +182,55 @@ def test_a_search_goes_on_with_more_trials(run, whole, tmp_path):
     assert (tmp_path / "out/trials/00003/trial.json").stat().st_mtime_ns == written
 
 
+@pytest.fixture(scope="module")
+def batched(place):
+    """What a search gives whose trials train as one, up to three at a time."""
+    return search.run(config(place, place / "batched", batched=3))
+
+
+def test_trials_as_one_are_those_alone_to_rounding_and_another_search(run, place, whole, batched):
+    assert batched.manifest.config == whole.manifest.config | {"batched": 3}
+    for ours, theirs in zip(table(batched.folder), table(whole.folder), strict=True):
+        same = {key for key in ours if key not in ("val_accuracy", "val_half_width", "best_step")}
+        assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+        assert ours["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=0.02)  # 20 episodes of 25 queries
+    with pytest.raises(Exception, match="batched: null → 3"):
+        search.run(config(place, whole.folder, batched=3))
+
+
+def test_batches_in_two_processes_give_the_same_table(run, batched):
+    assert run(batched=3, jobs=2).manifest.id == batched.manifest.id
+
+
+@PROC
+@pytest.mark.slow
+def test_batches_of_which_one_is_killed_give_the_same_table(run, batched, tmp_path):
+    killer = Killer(tmp_path / "out", lambda: next(iter(workers_of_this_process()), None))
+    with killer:
+        assert table(run(batched=3, jobs=2).folder) == table(batched.folder)
+    assert killer.killed
+
+
+def test_batches_that_are_shared_out_are_gathered_as_what_they_are(place, batched, tmp_path):
+    for number, trained in ((0, 3), (1, 6)):
+        share = search.run_share(config(place, tmp_path / "out", only=f"{number}/2", batched=3 if not number else None))
+        assert share.trained >= trained
+    assert search.run(config(place, tmp_path / "out")).manifest.id == batched.manifest.id
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_batches_are_of_one_structure_and_hold_each_trial_once(place, tmp_path, size):
+    plan = search._open(config(place, tmp_path / "out", trials=12, batched=size))
+    alive = [0, 1, 3, 4, 5, 8, 10, 11]
+    batches = plan.batches(alive)
+    assert sorted(index for batch in batches for index in batch) == alive
+    assert max(map(len, batches)) == min(size, 4)  # most of one structure
+    for batch in batches:
+        assert len({plan.trials[index].num_latents for index in batch}) == 1
+    if size == 1:
+        assert batches == [[index] for index in alive]
+
+
 def test_rows_may_lie_elsewhere_and_stay_there(run, whole, tmp_path):
     assert run(rows=tmp_path / "local").manifest.id == whole.manifest.id
     assert {path.suffix for path in (tmp_path / "local").iterdir()} == {".npy", ".json", ".lock"}

@@ -10,7 +10,7 @@ import torch
 
 from leokit.config import MetaTrainConfig
 from leokit.engine.mapped import MappedRows, open_matrices
-from leokit.engine.trials import OUTCOME, Outcome, Task, read_outcome, run_trial, rungs, survivors
+from leokit.engine.trials import OUTCOME, Outcome, Task, read_outcome, run_trials, rungs, survivors
 from leokit.episodes import FeatureMatrix
 from leokit.errors import ArtifactError, DataError
 from leokit.features import FeatureStore, write_store
@@ -44,6 +44,10 @@ def task(store, tmp_path):
     (tmp_path / "search").mkdir()
     folder = tmp_path / "search" / "trials" / "00000"
     return Task(0, CONFIG, 40, folder, store.folder, tmp_path / "rows", tmp_path / "search" / ".stop")
+
+
+def run_trial(task, *stop):
+    return run_trials([task], *stop)[0]
 
 
 @pytest.mark.parametrize("held", [None, torch.float16])
