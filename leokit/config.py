@@ -964,6 +964,10 @@ class BenchSeedsConfig:
     """Options of `leokit bench seeds`."""
 
     seeds: Annotated[int, Ge(2), Le(1000), Doc("Runs that are trained.")] = 5
+    trials: Annotated[
+        bool,
+        Doc("Runs are trials of a search: of one seed, with numbers drawn from the space published; no processes."),
+    ] = False
     shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
     ways: Annotated[int, Ge(2), Le(20), Doc("Classes of an episode (N).")] = 5
     queries: Annotated[int, Ge(1), Doc("Query images of each class.")] = 15

@@ -144,26 +144,33 @@ def search(config: BenchSearchConfig, output: Output) -> None:
 def seeds(config: BenchSeedsConfig, output: Output) -> None:
     """Measure the steps of several seeds one after the other, batched and in processes, taking turns.
 
+    Or, with --trials, those of several trials of a search, as leokit search --batched takes them.
+
     Example: leokit bench seeds --shots 5
     """
     share_cores()
     from leokit.stages import bench_learning
 
+    runs = "trials" if config.trials else "seeds"
     if output.dry_run:
-        output.result(asdict(config), [], [f"Would take {config.steps} steps of {config.seeds} seeds in each turn."])
+        output.result(asdict(config), [], [f"Would take {config.steps} steps of {config.seeds} {runs} in each turn."])
         return
     speed = bench_learning.run_seeds(config)
-    rows = [
-        [way, f"{seconds:.2f}", *(f"{value:.2f}" for value in (speed["ratio"][way], *speed["ratio_range"][way]))]
-        for way, seconds in speed["seconds"].items()
-    ]
-    columns = ["", "seconds", "times as fast", "least", "most"]
+
+    def times(way: str, prefix: str = "") -> str:
+        if way not in speed[f"{prefix}ratio"]:
+            return ""
+        least, most = speed[f"{prefix}ratio_range"][way]
+        return f"{speed[f'{prefix}ratio'][way]:.2f} ({least:.2f} to {most:.2f})"
+
+    rows = [[way, f"{seconds:.2f}", times(way), times(way, "processor_")] for way, seconds in speed["seconds"].items()]
+    columns = ["", "seconds", "times as fast", "by the processor's seconds"]
     sentences = [
-        f"{config.steps} steps of {config.seeds} seeds, {config.ways}-way {config.shots}-shot, {config.dim} features, "
+        f"{config.steps} steps of {config.seeds} {runs}, {config.ways}-way {config.shots}-shot, {config.dim} features, "
         f"medians of {config.rounds} turns, on {speed['device']} with {speed['threads']} threads"
         + (f" and {speed['jobs']} processes." if speed["jobs"] else "."),
     ]
-    output.result(speed, [TableData("Several seeds", columns, rows)], sentences)
+    output.result(speed, [TableData(f"Several {runs}", columns, rows)], sentences)
 
 
 def eval(config: BenchEvalConfig, output: Output) -> None:

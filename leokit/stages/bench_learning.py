@@ -9,7 +9,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -35,6 +35,7 @@ from leokit.config import (
     default_workers,
     nearest_preset,
     read_preset,
+    read_space,
 )
 from leokit.devices import resolve_device
 from leokit.distributed import Job, World
@@ -51,6 +52,7 @@ from leokit.images.augmentation import Recipe
 from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
 from leokit.leo.learners import make_learner
 from leokit.leo.sets import penalties
+from leokit.space import Space, trial_config
 
 CLASSES = 20
 
@@ -87,18 +89,25 @@ def run_meta_train(config: BenchMetaTrainConfig) -> dict[str, Any]:
 def run_seeds(config: BenchSeedsConfig) -> dict[str, Any]:
     """Seconds for the same steps of several seeds: one after the other, batched, and on a CPU in processes.
 
+    Or of several trials, which differ in other numbers and share their seed: one after the other, and batched.
+
     Returns:
         By way: `seconds` of a turn (median), `ratio` of those one after the other to them (median over turns) and its
-        `ratio_range`; and where it was measured.
+        `ratio_range`; the same ratio of the processor's seconds as `processor_ratio` and `processor_ratio_range`, of
+        the ways that stay in this process on a CPU; and where it was measured.
     """
     device = resolve_device(config.device)
     trained = _config(config.shots, config.ways, config.queries, config.meta_batch)
     trained = replace(trained, cuda_graph=config.cuda_graph, compile=config.compile)
     features = made_up_features(CLASSES, 600, config.dim, device)
-    runs = [replace(trained, seed=seed) for seed in range(config.seeds)]
+    if config.trials:
+        space = Space.read(read_space("published"), "published")
+        runs = [trial_config(trained, space.draw(0, number)) for number in range(config.seeds)]
+    else:
+        runs = [replace(trained, seed=seed) for seed in range(config.seeds)]
     single = [(make_steps(run, features), new_state(run, config.dim, device)) for run in runs]
     whole = stack(runs, [new_state(run, config.dim, device) for run in runs])
-    batched = make_steps(trained, features, runs=runs)
+    batched = make_steps(runs[0], features, runs=runs)
 
     def one_by_one() -> None:
         for steps, state in single:
@@ -109,30 +118,39 @@ def run_seeds(config: BenchSeedsConfig) -> dict[str, Any]:
         "batched": lambda: _take(batched, whole, config.steps),
     }
     jobs = 0
-    if device.type == "cpu":
+    if device.type == "cpu" and not config.trials:
         jobs = min(config.jobs or default_workers(), config.seeds)
         parallel, arrays = Parallel(jobs, backend="loky", batch_size=1, max_nbytes="100K"), features.arrays()
         threads = torch.get_num_threads()
         ways["processes"] = lambda: parallel(
             delayed(_take_in_process)(run, arrays, config.steps, threads) for run in runs
         )
-    turns: list[dict[str, float]] = []
+    turns: list[dict[str, tuple[float, float]]] = []  # seconds, and those of the processor
     with parallel if jobs else nullcontext():
         for _ in range(1 + config.rounds):  # the first one starts processes and captures graphs
             turns.append({})
             for name, way in ways.items():
                 _synchronise(device)
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 way()
                 _synchronise(device)
-                turns[-1][name] = time.perf_counter() - started
+                turns[-1][name] = time.perf_counter() - started, time.process_time() - worked
     turns = turns[1:]
-    ratios = {name: [turn["one after the other"] / turn[name] for turn in turns] for name in ways}
+
+    def ratios(which: int, names: Iterable[str], prefix: str = "") -> dict[str, Any]:
+        found = {name: [turn["one after the other"][which] / turn[name][which] for turn in turns] for name in names}
+        return {
+            f"{prefix}ratio": {name: statistics.median(values) for name, values in found.items()},
+            f"{prefix}ratio_range": {name: [min(values), max(values)] for name, values in found.items()},
+        }
+
+    here = [name for name in ways if name != "processes"] if device.type == "cpu" else []
     return {
-        "seconds": {name: statistics.median(turn[name] for turn in turns) for name in ways},
-        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
-        "ratio_range": {name: [min(found), max(found)] for name, found in ratios.items()},
+        "seconds": {name: statistics.median(turn[name][0] for turn in turns) for name in ways},
+        **ratios(0, ways),
+        **ratios(1, here, "processor_"),
         "seeds": config.seeds,
+        "trials": config.trials,
         "steps": config.steps,
         "rounds": config.rounds,
         "threads": torch.get_num_threads(),
