@@ -569,9 +569,9 @@ class SearchConfig:
         Ge(1),
         Le(1000),
         Doc(
-            "Trials whose steps a process takes as one, where they differ in nothing but seeds, rates, starts, dropout "
-            "and penalties: each trial to rounding (default: that of an unfinished search here; on a CPU 1, on CUDA 8, "
-            "which is not measured)."
+            "Trials whose steps a process takes as one, where they differ in nothing but rates, starts, dropout and "
+            "penalties; each is what it is alone, to rounding (default: that of the search that is there; else 1, on "
+            "CUDA 8, which is not measured)."
         ),
     ] = None
     backend: Annotated[

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from leokit.config import Variant
+from leokit.config import BenchSeedsConfig, Variant
 from leokit.engine import training, trials
 from leokit.engine.state import new_state, stack, unstack
 from leokit.engine.steps import DeviceSteps, Steps
@@ -16,6 +16,7 @@ from leokit.errors import LeokitError
 from leokit.leo.learners import make_learner
 from leokit.leo.sets import OWN, Sets, structure
 from leokit.runs import STATE, load_parameters
+from leokit.stages import bench_learning
 from tests.e2e.conftest import learnable_store
 from tests.unit.test_seeds_together import CPU, DOUBLE, TRAINING, assert_close
 
@@ -171,6 +172,13 @@ def test_one_that_diverges_fails_alone(tasks):
     assert_alike(together[:1] + together[2:], alone[:1] + alone[2:])
 
 
+def test_trials_that_were_drawn_alike_come_to_the_same(tasks):
+    wild = replace(SEARCHED[1], outer_lr=1e200)
+    first, failed, second, again = run_trials(tasks("together", [SEARCHED[3], wild, SEARCHED[3], wild]))
+    assert replace(second, index=first.index) == first and first.failure is None
+    assert replace(again, index=failed.index) == failed and failed.failure is not None
+
+
 def test_seconds_are_divided_among_them(tasks, monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr(trials.time, "perf_counter", lambda: next(clock))
@@ -187,3 +195,11 @@ def test_too_many_for_the_device_are_said(tasks, monkeypatch):
     monkeypatch.setattr(training, "train_together", full)
     with pytest.raises(LeokitError, match="4 trials as one: give a smaller --batched"):
         run_trials(tasks("together"))
+
+
+def test_bench_takes_trials_in_turns():
+    found = bench_learning.run_seeds(
+        BenchSeedsConfig(trials=True, seeds=2, dim=8, meta_batch=2, steps=1, rounds=2, device="cpu")
+    )
+    assert found["seconds"].keys() == found["ratio"].keys() == found["processor_ratio"].keys()
+    assert found["ratio"]["one after the other"] == 1 and found["ratio"]["batched"] > 0
