@@ -61,7 +61,7 @@ def test_watching_changes_no_bit(variant, monkeypatch):
     config = replace(CONFIG, variant=variant)
     seen, unseen = fresh(config), fresh(config)
     take(config, seen)
-    monkeypatch.setattr(Steps, "watch", lambda self, state: {})
+    monkeypatch.setattr(Steps, "watch", lambda self, state, run: {})
     take(config, unseen)
     assert seen.step == config.steps
     assert_same(seen, unseen)
@@ -70,7 +70,7 @@ def test_watching_changes_no_bit(variant, monkeypatch):
 def test_only_reported_steps_are_watched(monkeypatch):
     calls = []
     monkeypatch.setattr(training, "REPORT_EVERY", 5)
-    monkeypatch.setattr(Steps, "watch", lambda self, state: calls.append(state.step) or {})
+    monkeypatch.setattr(Steps, "watch", lambda self, state, run: calls.append(state.step) or {})
     take(CONFIG, fresh())
     assert calls == [5, 10]
 
