@@ -53,7 +53,6 @@ WHOLE_PAGES = {  # of which only the options of commands are checked
     "docs/benchmarks.md": "hours of work on real images",
     "docs/analysis.md": "hours of work on real images",
     "docs/scale.md": "large features; tests/e2e/test_search.py runs the commands",
-    "docs/how-to/search.md": "trains many runs; tests/e2e/test_search.py runs the commands",
     "docs/how-to/dask.md": "needs a cluster; tests/e2e/test_search.py makes one",
 }
 MADE_ON_THE_PAGE = {  # what a page finds missing, as it makes it itself
