@@ -128,6 +128,8 @@ def _check_named(config: Any) -> None:
     from leokit import manifest
     from leokit.images.scan import scan
 
+    if not getattr(config, "card", True):  # a report's --run is its card's alone, and the stage says so
+        return
     named = []
     for name, schema in _ARTIFACTS.items():
         given = getattr(config, name, None) or ()

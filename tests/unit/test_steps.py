@@ -40,7 +40,9 @@ def test_fed_the_same_draws_they_do_the_same_as_single_steps(monkeypatch):
     single = taken(Steps(CONFIG, TRAINING), fresh(), 5)
     steps = DeviceSteps(CONFIG, TRAINING)
     fed = steps.learner.draws
-    monkeypatch.setattr(type(steps.learner), "draws", lambda self, step, tasks, like: fed(int(step), tasks, like))
+    monkeypatch.setattr(
+        type(steps.learner), "draws", lambda self, step, tasks, like, sets=None: fed(int(step), tasks, like)
+    )
     together = taken(steps, fresh(), 5)
     assert_same(single, together)
 
@@ -82,7 +84,9 @@ def test_on_nan_decay_it_takes_the_step_that_single_steps_take(monkeypatch):
             monkeypatch.undo()
     steps = DeviceSteps(config, TRAINING)
     fed = steps.learner.draws
-    monkeypatch.setattr(type(steps.learner), "draws", lambda self, step, tasks, like: fed(int(step), tasks, like))
+    monkeypatch.setattr(
+        type(steps.learner), "draws", lambda self, step, tasks, like, sets=None: fed(int(step), tasks, like)
+    )
     together = taken(steps, fresh(config), 4)
     assert together.step == 4
     for name, value in single.parameters.items():
@@ -146,7 +150,7 @@ def assert_follows(single, device, ours, theirs, monkeypatch):
     drawn = type(single.learner).draws
     # The number of a step is a tensor on a device, for which other numbers would be drawn.
     monkeypatch.setattr(
-        type(single.learner), "draws", lambda self, step, tasks, like: drawn(self, int(step), tasks, like)
+        type(single.learner), "draws", lambda self, step, tasks, like, sets=None: drawn(self, int(step), tasks, like)
     )
     for _ in range(50):
         single.take(ours)
