@@ -16,7 +16,7 @@ quickstart: install
 	PATH="$(abspath $(BIN)):$$PATH" bash pipelines/quickstart.sh
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # On images of your own: make bench IMAGES=folder
 IMAGES ?= bench-glyphs

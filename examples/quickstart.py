@@ -12,10 +12,12 @@ from leokit.evaluations import seen_in_words
 from leokit.stages import demo
 
 
-def main(work: Path, *, per_class: int = 40, steps: int = 1000, episodes: int = 2000) -> dict[int, dict[str, float]]:
+def main(
+    work: Path, *, per_class: int = 40, size: int = 84, steps: int = 1000, episodes: int = 2000
+) -> dict[int, dict[str, float]]:
     """Accuracy by number of shots and method: exact LEO, the preset own-images, and the class means."""
-    images = demo.run(DemoConfig(out=work / "images", per_class=per_class)).folder
-    extract(images, image_size=84, work=work)
+    images = demo.run(DemoConfig(out=work / "images", per_class=per_class, size=size)).folder
+    extract(images, image_size=size, work=work)
     accuracies = {}
     for shots in (1, 5):
         accuracies[shots] = {}

@@ -171,13 +171,15 @@ def made_tiny(arguments):
 
 
 def made_tiny_code(text):
-    """Python code with no size larger than those of meta-train and eval in `TINY`."""
+    """Python code with no size larger than those of the commands in `TINY`."""
     limits = {"steps": 20, "episodes": 20, "image_size": 32, "samples": 3}
     for name, limit in limits.items():
         text = re.sub(
             rf"(\b{name}\"?(?:=|: ))(\d+)", lambda match, most=limit: match[1] + str(min(int(match[2]), most)), text
         )
-    return text
+    text = re.sub(r"(\bmeta_train\((?!build).*?)\)$", r"\1, val_every=10, val_episodes=20)", text, flags=re.MULTILINE)
+    text = text.replace('"steps": 20,', '"steps": 20, "val_every": 10, "val_episodes": 20,')
+    return text.replace("PredictConfig(", "PredictConfig(episodes=20, ")
 
 
 # What is on the pages
@@ -483,4 +485,10 @@ def test_sizes_are_made_tiny():
     assert made_tiny(["demo", "glyphs", "--size", "84", "--per-class", "3"])[2:] == ["--size", "32", "--per-class", "3"]
     assert "--steps" not in made_tiny(["meta-train", "--steps-from", "run"])
     assert made_tiny(["import", "all.npz", "--splits", "random:64/16/20"])[3] == "random:12/6/6"
-    assert made_tiny_code('meta_train("own-images", steps=1500) | {"steps": 1500, "seed": 3}').count("20") == 2
+    assert made_tiny_code('run = meta_train("x", steps=1500)\n') == (
+        'run = meta_train("x", steps=20, val_every=10, val_episodes=20)\n'
+    )
+    assert made_tiny_code('{"steps": 1500, "seed": 3}') == (
+        '{"steps": 20, "val_every": 10, "val_episodes": 20, "seed": 3}'
+    )
+    assert made_tiny_code("evaluate(run, episodes=2000)") == "evaluate(run, episodes=20)"

@@ -48,7 +48,8 @@ def run_script(commands, script, *arguments, folder, **variables):
 
 
 def test_quickstart_ends_with_a_table_and_restarts_at_once(bash, tmp_path):
-    size = {"PER_CLASS": "20", "SIZE": "32", "STEPS": "30", "EPISODES": "40"}
+    size = {"PER_CLASS": "10", "SIZE": "32", "STEPS": "5", "EPISODES": "40"}
+    size |= {"LEOKIT_QUERIES": "5", "LEOKIT_VAL_QUERIES": "5"}
     first = bash("quickstart.sh", **size)
     table = first.stdout[first.stdout.rindex("Accuracy on test classes") :]
     for words in ("5-way 1-shot", "5-way 5-shot", "leo", "anchored", "class-mean", "run - method"):
@@ -142,7 +143,7 @@ def miniimagenet_classes():
 
 
 def test_the_python_example(tmp_path):
-    call = {"work": Path("work"), "per_class": 20, "steps": 10, "episodes": 20}
+    call = {"work": Path("work"), "per_class": 20, "size": 32, "steps": 10, "episodes": 20}
     streams = {name: tmp_path / name for name in ("stdout", "stderr")}
     process = start_script(REPOSITORY / "examples" / "quickstart.py", tmp_path, call, **streams)
     process.join(400)
