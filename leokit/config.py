@@ -975,7 +975,7 @@ class BenchSeedsConfig:
     meta_batch: Annotated[int, Ge(1), Doc("Episodes of a step.")] = 12
     steps: Annotated[int, Ge(1), Doc("Steps of each run in a turn.")] = 100
     rounds: Annotated[int, Ge(1), Doc("Turns that each way takes.")] = 3
-    jobs: Annotated[int | None, Ge(1), Doc("Processes (default: one for each core).")] = None
+    jobs: Annotated[int | None, Ge(1), Doc("Processes (default: as many as the cores have room for).")] = None
     compile: Annotated[bool, Doc("Compile the loss of a step; takes most of a minute first.")] = False
     cuda_graph: CudaGraph = True
     device: Device = "auto"

@@ -148,7 +148,6 @@ def seeds(config: BenchSeedsConfig, output: Output) -> None:
 
     Example: leokit bench seeds --shots 5
     """
-    share_cores()
     from leokit.stages import bench_learning
 
     runs = "trials" if config.trials else "seeds"
@@ -168,8 +167,10 @@ def seeds(config: BenchSeedsConfig, output: Output) -> None:
     sentences = [
         f"{config.steps} steps of {config.seeds} {runs}, {config.ways}-way {config.shots}-shot, {config.dim} features, "
         f"medians of {config.rounds} turns, on {speed['device']} with {speed['threads']} threads"
-        + (f" and {speed['jobs']} processes." if speed["jobs"] else "."),
+        + (f" and {speed['jobs']} processes." if speed["jobs"] > 1 else "."),
     ]
+    if speed["jobs"] == 1:
+        sentences.append("With so many threads there is room for one process: OMP_NUM_THREADS=1 makes room for more.")
     output.result(speed, [TableData(f"Several {runs}", columns, rows)], sentences)
 
 

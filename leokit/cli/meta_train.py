@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leokit import distributed
-from leokit.cli.extract import share_cores
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import MetaTrainConfig, run_name
 from leokit.text import pasteable
@@ -26,8 +25,6 @@ def command(config: MetaTrainConfig, output: Output) -> None:
 
     Example: leokit meta-train --shots 1 --steps 6000 --seeds 5
     """
-    if config.seeds > 1:
-        share_cores()
     from leokit.stages import meta_train
 
     if output.dry_run:

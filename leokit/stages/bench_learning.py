@@ -53,6 +53,7 @@ from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
 from leokit.leo.learners import make_learner
 from leokit.leo.sets import penalties
 from leokit.space import Space, trial_config
+from leokit.stages.meta_train.processes import processes_at_a_time, room_for
 
 CLASSES = 20
 
@@ -119,14 +120,15 @@ def run_seeds(config: BenchSeedsConfig) -> dict[str, Any]:
     }
     jobs = 0
     if device.type == "cpu" and not config.trials:
-        jobs = min(config.jobs or default_workers(), config.seeds)
+        jobs = min(processes_at_a_time(config.jobs), config.seeds)
+    if jobs > 1:  # one process would be one seed after the other
         parallel, arrays = Parallel(jobs, backend="loky", batch_size=1, max_nbytes="100K"), features.arrays()
         threads = torch.get_num_threads()
         ways["processes"] = lambda: parallel(
             delayed(_take_in_process)(run, arrays, config.steps, threads) for run in runs
         )
     turns: list[dict[str, tuple[float, float]]] = []  # seconds, and those of the processor
-    with parallel if jobs else nullcontext():
+    with room_for(jobs), parallel if jobs > 1 else nullcontext():
         for _ in range(1 + config.rounds):  # the first one starts processes and captures graphs
             turns.append({})
             for name, way in ways.items():

@@ -170,7 +170,7 @@ def _how(config: MetaTrainConfig, device: torch.device, ranks: Ranks) -> Literal
     how = config.parallel
     if how == "auto":
         how = "batched" if device.type == "cuda" else "processes" if device.type == "cpu" else "none"
-    return "none" if how == "processes" and processes_at_a_time(config) == 1 else how
+    return "none" if how == "processes" and processes_at_a_time(config.jobs) == 1 else how
 
 
 def dry_run(config: MetaTrainConfig) -> dict[str, Any]:
