@@ -40,15 +40,22 @@ def command(config: PredictConfig, output: Output) -> None:
         for sentence in found.said:
             output.note(sentence)
         show = _Json(output, found) if output.json else _Lines(output, found)
-        images, unreadable, unknown = 0, 0, 0
+        images, unreadable, unknown, is_read = 0, 0, 0, True
         for prediction in found:
             images += 1
             unreadable += prediction.error is not None
             unknown += bool(prediction.unknown)
-            show.add(prediction)
             if write:
                 write(prediction)
-        show.end()
+            try:
+                if is_read:
+                    show.add(prediction)
+            except BrokenPipeError:  # the reader, as `head`, has seen enough; the file is still wanted
+                if not write:
+                    raise
+                is_read = False
+        if is_read:
+            show.end()
     told = f", {unknown} of them unknown" if found.classifier.withheld.unknown is None and config.unknown_rate else ""
     output.note(f"{images} image{'s'[: images != 1]}{told}.")
     if config.csv:

@@ -292,10 +292,11 @@ def test_what_may_be_a_mistake_is_told(there, tmp_path):
     assert "In leokit-work/runs there are leo-5way-1shot, " in said
 
 
-def test_a_reader_that_has_seen_enough_ends_it_in_silence(there, tmp_path):
+@pytest.mark.parametrize("file", [(), ("--csv", "labels.csv")])
+def test_a_reader_that_has_seen_enough_ends_it_in_silence_but_for_the_file(there, tmp_path, file):
     command = [sys.executable, "-m", "leokit", "predict", "-", *map(str, OF_RUN), "--method", "class-mean"]
     process = subprocess.Popen(
-        [*command, *map(str, FEW)],
+        [*command, *map(str, FEW), *file],
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -310,7 +311,10 @@ def test_a_reader_that_has_seen_enough_ends_it_in_silence(there, tmp_path):
         process.stdin.write("queries/the test1/06.png\nqueries/the test1/07.png\n")
         process.stdin.close()
         assert "error" not in process.stderr.read()
-    assert process.returncode == 141
+    assert process.returncode == (0 if file else 141)
+    if file:
+        with (tmp_path / "labels.csv").open(newline="") as lines:
+            assert [Path(row["image"]).name for row in csv.DictReader(lines)] == ["05.png", "06.png", "07.png"]
 
 
 def test_without_the_features_the_runs_own_method_is_taken(there, tmp_path):
