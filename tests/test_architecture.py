@@ -43,6 +43,7 @@ FLOORS = [
     ("leokit.tables", 1),
     ("leokit.parquet", 1),
     ("leokit.errors", 0),
+    ("leokit.memory", 0),
     ("leokit.config", 0),
     ("leokit.manifest", 0),
     ("leokit.provenance", 0),

@@ -1,5 +1,6 @@
 """A backbone at work on a device: copies, computation and results overlap where it has a memory of its own."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch.nn.functional import normalize
 from leokit import backbones
 from leokit.backbones import Backbone
 from leokit.errors import LeokitError
+from leokit.memory import keep_freed_memory
 
-BLOCK = 64  # images that go through the model together
+BLOCK = 64  # images that go through the model together, at most
+_PIXELS = 2**18  # of the images that do so on a CPU: layers then stay in its caches, and below what is mapped anew
 
 Fetch = Callable[[], NDArray[np.float32]]
 
@@ -23,7 +26,8 @@ class Model:
     Attributes:
         backbone: whose module lies on the device.
         device: where it runs.
-        block: images that go through the model together; halved where the device's memory does not suffice.
+        block: images that go through the model together: on a CPU fewer the larger they are, whatever the number of
+            threads; halved where the device's memory does not suffice.
         late: blocks whose results are best fetched after further ones were started.
     """
 
@@ -31,6 +35,9 @@ class Model:
         self.backbone = backbone
         self.device = device
         self.block = BLOCK
+        if device.type == "cpu":
+            self.block = together(math.prod(backbone.preprocessing.shape[:-1]))
+            keep_freed_memory()
         self._apart = device.type == "cuda"
         self.late = 1 if self._apart else 0
         self._copying = torch.cuda.Stream(device) if self._apart else None  # type: ignore[no-untyped-call]
@@ -93,3 +100,8 @@ class Model:
             pixels = torch.cat([pixels, pixels.new_zeros(self.block - count, *pixels.shape[1:])])
         vectors = backbones.embed(backbone.module, pixels, backbone.preprocessing, backbone.precision)[:count]
         return normalize(vectors, dim=1) if backbone.normalize == "l2" else vectors
+
+
+def together(pixels: int) -> int:
+    """How many images of so many pixels go through a model together on a CPU: a power of two from 1 to 64."""
+    return min(BLOCK, 1 << max(0, (_PIXELS // pixels).bit_length() - 1))

@@ -6,9 +6,8 @@ Processes come from joblib's loky. Dask is driven by its own futures, not throug
 worker is free and, where a worker is lost, to another one, and it carries nothing but the names of files.
 """
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from leokit.engine.trials import Outcome, Task, run_in_process, run_trials
 from leokit.errors import LeokitError, UsageError
+from leokit.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,7 +25,6 @@ Batch = Sequence[Task]
 Outcomes = Iterator[Outcome | None]
 Runner = Callable[[list[Batch]], Outcomes]
 _LOST_IN_A_ROW = 3  # times that workers may be lost without a trial that ends
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def in_this_process(stop_requested: Callable[[], bool]) -> Runner:
@@ -115,15 +114,3 @@ def _on_worker(batch: Batch) -> list[Outcome | None]:
     torch.set_num_threads(1)  # for good: trials in threads of one worker would else set it back for each other
     keep_freed_memory()
     return run_trials(batch)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc hand out again what was freed, up to the sizes that it comes to by itself where nothing is set.
-
-    Dask sets `MALLOC_TRIM_THRESHOLD_` for its workers, which ends that adaptation: each tensor of 128 kB or more is
-    then mapped anew and given back, and its pages are zeroed each time. Other allocators are left as they are.
-    """
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
