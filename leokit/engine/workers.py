@@ -6,8 +6,10 @@ Processes come from joblib's loky. Dask is driven by its own futures, not throug
 worker is free and, where a worker is lost, to another one, and it carries nothing but the names of files.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,11 +79,12 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
     except ImportError as error:
         raise UsageError("--backend dask needs the extra 'dask': pip install 'leokit[dask]'.") from error
     if scheduler is None:
-        # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
-        with (
-            LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
+        with ExitStack() as stack:
+            with _out_of_reach_of_ctrl_c():
+                # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
+                cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None)
+                stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))
             yield lambda batches: _by_futures(client, batches)
         return
     try:
@@ -92,6 +95,20 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
         ) from error
     with client:
         yield lambda batches: _by_futures(client, batches)
+
+
+@contextmanager
+def _out_of_reach_of_ctrl_c() -> Iterator[None]:
+    """Within it threads begin that block SIGINT, as do the processes that these start, later ones too.
+
+    A terminal sends it to all processes. Workers of Dask die of it, and their trials are then waited for without end.
+    """
+    resource_tracker.ensure_running()  # started later, it would let the signal through in the thread that starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _by_futures(client: "Client", batches: Iterable[Batch]) -> Outcomes:

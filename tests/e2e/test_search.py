@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -163,6 +165,27 @@ class Killer:
             if any(not (folder / "trial.json").exists() for folder in begun) and (process := self.choose()):
                 os.kill(process, signal.SIGKILL)
                 self.killed = process
+
+
+@pytest.mark.parametrize("backend", ["loky", "dask"])
+def test_ctrl_c_in_a_terminal_reaches_all_processes_and_stops_the_search_alone(place, tmp_path, backend):
+    arguments = ["search", "--features", place / "features", "--space", place / "space.toml", "--trials", 6, *SIZES]
+    arguments += ["--steps", 3000, "--val-every", 10, "--jobs", 2, "--backend", backend, "--out", tmp_path / "out"]
+    with open(tmp_path / "said", "w") as said:
+        command = [sys.executable, "-m", "leokit", "--no-progress", *map(str, arguments)]
+        process = subprocess.Popen(command, start_new_session=True, cwd=tmp_path, stderr=said, stdout=said)
+    try:
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.glob("out/trials/*/last/state.safetensors")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+        assert process.wait(60) == 130
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    text = (tmp_path / "said").read_text()
+    assert text.startswith("Stopped with ") and len(text.splitlines()) == 1
 
 
 def test_shares_that_are_gathered_give_the_same_table(place, whole, tmp_path):
