@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from leokit import distributed
-from leokit.cli.render import Output, TableData
+from leokit.cli.render import Output, TableData, few_digits
 from leokit.config import ExtractConfig
 from leokit.text import pasteable
 
@@ -47,7 +47,9 @@ def command(config: ExtractConfig, output: Output) -> None:
     output.result(data, [_table("Features", facts["counts"])], sentences)
     where = f" --features {pasteable(store.folder)}" if config.out else ""
     published = any(name in facts["split_source"] for name in ("miniimagenet", "tieredimagenet"))
-    output.next_command(f"leokit meta-train {'' if published else '--preset own-images '}--shots 1{where}")
+    output.next_command(f"leokit meta-train --preset own-images --shots 1{where}")
+    if published:
+        output.note(f"Or LEO exactly as published: leokit meta-train --shots 1{where}")
 
 
 def _seen(facts: Mapping[str, Any]) -> list[str]:
@@ -76,8 +78,8 @@ def _dry_run(config: ExtractConfig, output: Output) -> None:
     data = {"out": str(out), "counts": plan.counts, "files": len(plan.shards), **asdict(estimate)}
     sentences = [
         f"{len(plan.shards)} files of about {estimate.bytes / 1e6:.3g} MB in all, in {out}.",
-        f"About {_duration(estimate.seconds)}, by a sample: {estimate.decoding:.3g} images/s for each process that "
-        f"decodes, {estimate.model:.3g} images/s for the model.",
+        f"About {_duration(estimate.seconds)}, by a sample: {few_digits(estimate.decoding)} images/s for each "
+        f"process that decodes, {few_digits(estimate.model)} images/s for the model.",
     ]
     output.result(data, [_table("Would extract", plan.counts)], sentences)
 

@@ -1,7 +1,7 @@
 """`leokit predict`."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,19 @@ def command(config: PredictConfig, output: Output) -> None:
     if output.dry_run:
         output.plan(predict.dry_run(config), "Would predict")
         return
+    said: list[str] = []
+
+    def tell(sentence: str) -> None:
+        said.append(sentence)
+        output.note(sentence)
+
     with ExitStack() as stack:
         write = stack.enter_context(_csv_file(config.csv)) if config.csv else None
         with output.progress("Preparing") as progress:
-            found = predict.run(config, on_progress=progress, on_message=output.note)
+            found = predict.run(config, on_progress=progress, on_message=tell)
         for sentence in found.said:
-            output.note(sentence)
-        show = _Json(output, found) if output.json else _Lines(output, found)
+            tell(sentence)
+        show = _Json(output, found, said) if output.json else _Lines(output, found)
         images, unreadable, unknown, is_read = 0, 0, 0, True
         for prediction in found:
             images += 1
@@ -106,14 +112,14 @@ class _Lines:
 class _Json:
     """Predictions as one JSON object, printed line by line."""
 
-    def __init__(self, output: Output, found: "Predictions") -> None:
+    def __init__(self, output: Output, found: "Predictions", said: Sequence[str]) -> None:
         classifier = found.classifier
         head = {
             "classes": list(classifier.classes),
             "method": classifier.method,
             "variant": classifier.variant,
             "temperature": classifier.temperature,
-            "notes": list(found.said),
+            "notes": list(said),
         }
         self._output, self._first = output, True
         output.text(visible_json(head)[:-1] + ', "predictions": [')

@@ -160,19 +160,27 @@ def _nothing(done: int, total: int, text: str = "") -> None:
 
 
 class _Pace:
-    """How fast a piece of work goes; another total is another piece."""
+    """How fast a piece of work goes; another total is another piece.
+
+    It is measured from the first step that was done: what comes before, as a first validation, says nothing of it.
+    """
 
     def __init__(self) -> None:
         self.started, self.first, self.total = time.monotonic(), 0, -1
+        self.moving = self.started
+        self.is_moving = False
 
     def at(self, done: int, total: int) -> tuple[str, str, float]:
         """Rate and time left as words, and seconds since the piece began."""
         if total != self.total:
             if self.total >= 0:
                 self.started = time.monotonic()
-            self.first, self.total = done, total
-        seconds = time.monotonic() - self.started
-        return _rate(done - self.first, seconds), _left(done - self.first, total - done, seconds), seconds
+            self.first, self.total, self.is_moving = done, total, False
+        now = time.monotonic()
+        if not self.is_moving and done > self.first:
+            self.first, self.moving, self.is_moving = done, now, True
+        steps, seconds = done - self.first, now - self.moving
+        return _rate(steps, seconds), _left(steps, total - done, seconds), now - self.started
 
 
 def _lines(what: str) -> Progress:
@@ -202,7 +210,12 @@ def _left(done: int, remaining: int, seconds: float) -> str:
 
 
 def _rate(done: int, seconds: float) -> str:
-    return f"{done / seconds:.3g}/s" if done and seconds > 0 else ""
+    return f"{few_digits(done / seconds)}/s" if done and seconds > 0 else ""
+
+
+def few_digits(value: float) -> str:
+    """A rate as `0.399`, `27.1` or `1,525`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def percent(mean: float, half_width: float | None = None, *, sign: bool = False) -> str:

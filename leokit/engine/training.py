@@ -221,7 +221,7 @@ class _Together:
                 for course in group:
                     course.keep(course.state)
             best = "" if self.validation is None else _best_text(self.courses)
-            self.on_step(sum(course.state.step for course in self.courses), f"{text} {best}".rstrip())
+            self.on_step(sum(course.state.step for course in self.courses), f"{best} {text}".strip())
             going = [course for course in group if not course.is_over]
             if stop and going:
                 for course in group:
@@ -331,7 +331,7 @@ def _best_text(courses: Sequence[Course]) -> str:
         best = f"val {state.best_accuracy:.1%} at {state.best_step}"
         if config.patience is None:
             return best
-        return f"{best}, ends at {state.best_step + config.patience * config.val_every} unless better"
+        return f"{best}, ends at {state.best_step + config.patience * config.val_every}"
     accuracies = [course.state.best_accuracy for course in courses]
     return f"val {min(accuracies):.1%} to {max(accuracies):.1%}"
 

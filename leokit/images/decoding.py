@@ -209,9 +209,9 @@ class _Worker:
             _receive(self._connection.fileno(), pixels.data.cast("B"))
         except (EOFError, OSError) as error:
             raise WorkerDied(
-                "A worker process that decodes images ended without a word, as when memory runs out (or when a script "
-                'calls this outside of `if __name__ == "__main__":`). What was finished is kept; run it again, with '
-                "fewer workers."
+                "A worker process that decodes images ended without a word. In a Python script of yours, put what it "
+                'does below `if __name__ == "__main__":`, as each worker reads the script again; else memory may have '
+                "run out: take fewer workers. What was finished is kept."
             ) from error
         return Decoded(pixels, reasons, reading, decoding, memory)
 

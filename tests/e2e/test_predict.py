@@ -168,6 +168,7 @@ def test_what_cannot_be_told_is_not_said_and_why(there, made, tmp_path, run, rea
         return
     done = there("predict", "queries", *options, "--json")
     printed = json.loads(done.stdout)
+    assert "Support set: 4 classes, 1 to 4 images of each." in printed["notes"]
     assert printed["temperature"] == 1
     assert not any({"unknown", "set"} & set(entry) for entry in printed["predictions"])
     for words in ("No image is called unknown: ", "No sets with a level: ", "not calibrated: "):
