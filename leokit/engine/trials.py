@@ -47,6 +47,7 @@ class Task:
         features: the store.
         rows: folder of the files that its unit rows are mapped from.
         stop: a file that is there once work shall stop.
+        of: what the trial is, as a hash: its options, the features, and how it is trained.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Task:
     features: Path
     rows: Path
     stop: Path
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Outcome:
         best_is_fallback: whether these are a plain method, no step of training.
         best_is_centred: whether they are for centred features, where the trial centres them.
         seconds: that it took, over all its parts, those of several as one divided among them; no result.
+        of: what the trial is, as its task says.
     """
 
     index: int
@@ -83,6 +86,7 @@ class Outcome:
     best_is_fallback: bool
     best_is_centred: bool
     seconds: float = field(compare=False)
+    of: str = ""
 
     def reaches(self, steps: int) -> bool:
         """Whether there is nothing to do for having taken so many steps."""
@@ -104,12 +108,15 @@ class Outcome:
         return self.failure is not None and self.steps < until
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """What a trial's folder says of how it went; None where it has not got that far."""
+def read_outcome(folder: Path, of: str = "") -> Outcome | None:
+    """What a trial's folder says of how it went; None where it has not got that far, or says it of another trial.
+
+    Another one's is there where a process of an earlier search, which was killed, trained on and wrote late.
+    """
     try:
         found = Outcome(**json.loads((folder / OUTCOME).read_bytes()))
         _check(found)
-        return found
+        return found if found.of == of else None
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
@@ -124,7 +131,7 @@ def _check(found: Outcome) -> None:
     """
     kinds: dict[str, tuple[type, ...]] = {"index": (int,), "steps": (int,), "best_step": (int,)}
     kinds |= {name: (bool,) for name in ("ended", "best_is_fallback", "best_is_centred")}
-    kinds |= {"failure": (str, type(None)), "validations": (list,), "seconds": (int, float)}
+    kinds |= {"of": (str,), "failure": (str, type(None)), "validations": (list,), "seconds": (int, float)}
     for name, allowed in kinds.items():
         value = getattr(found, name)
         if type(value) not in allowed:
@@ -162,13 +169,14 @@ def run_trials(tasks: Sequence[Task], stop_requested: Callable[[], bool] = lambd
         DataError: a feature is not finite.
         LeokitError: so many do not fit the device.
     """
-    stop = _asked_now_and_then(tasks[0].stop, stop_requested)
+    folders = [task.folder for task in tasks]
+    stop = _asked_now_and_then(tasks[0].stop, folders, stop_requested)
     with ExitStack() as held:
         # In one order wherever trials are shared out, so that no two processes wait for each other.
         for task in sorted(tasks, key=lambda task: task.index):
             if not held.enter_context(_alone(task.folder, stop)):
                 return [None for _ in tasks]
-        found = {task.index: read_outcome(task.folder) for task in tasks}
+        found = {task.index: read_outcome(task.folder, task.of) for task in tasks}
         rest = [task for task in tasks if not _is_done(task, found[task.index])]
         if rest:
             with one_thread():  # as many as elsewhere, so that the same bits come out
@@ -180,9 +188,13 @@ def _is_done(task: Task, found: Outcome | None) -> bool:
     return found is not None and found.reaches(task.until)
 
 
-def run_in_process(tasks: Sequence[Task]) -> list[Outcome | None]:
-    """`run_trials` in a worker process of its own: it stops on SIGTERM and Ctrl-C, and where its parent has died."""
-    parent = os.getppid()
+def run_in_process(tasks: Sequence[Task], parent: int) -> list[Outcome | None]:
+    """`run_trials` in a worker process of its own: it stops on SIGTERM and Ctrl-C, and where its parent has died.
+
+    Args:
+        tasks: as there.
+        parent: the process that started the worker; given, as one that died before this began would not be known.
+    """
     with stop_requests() as requested:
         return run_trials(tasks, lambda: requested() or os.getppid() != parent)
 
@@ -202,11 +214,17 @@ class _Trial:
         self.validations: list[dict[str, Any]] = []
         self.outcome: Outcome | None = None
         self.seconds = 0.0
-        self._path = task.folder / STATE
-        if self._path.exists():
-            self.state, self.validations, self.seconds = _kept(self._path, self.config, dim, device)
+        self._path, self._folder = task.folder / STATE, _inode(task.folder)
+        kept = _kept(self._path, self.config, task.of, dim, device) if self._path.exists() else None
+        if kept:
+            self.state, self.validations, self.seconds = kept
         else:
             self.state = new_state(self.config, dim, device)
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether the folder is another one by now, as of a new search at the same place, which is left alone."""
+        return _inode(self.task.folder) != self._folder
 
     def report(self, line: Mapping[str, Any]) -> None:
         """Remember a validation."""
@@ -215,8 +233,10 @@ class _Trial:
 
     def keep(self, state: State) -> None:
         """Save where it is."""
+        if self._is_lost:
+            return
         tensors, record = pack(state)
-        more = {"validations": self.validations, "seconds": round(self.seconds, 3)}
+        more = {"validations": self.validations, "seconds": round(self.seconds, 3), "of": self.task.of}
         save_state(self._path, tensors, record | more)
 
     def end(self, failure: str | None = None) -> None:
@@ -232,7 +252,10 @@ class _Trial:
             best_is_fallback=state.best_is_fallback,
             best_is_centred=state.best_is_centred,
             seconds=round(self.seconds, 3),
+            of=task.of,
         )
+        if self._is_lost:
+            return
         save_parameters(task.folder / WEIGHTS, state.best)
         manifest.write_atomically(task.folder / OUTCOME, json.dumps(asdict(self.outcome), indent=1).encode())
         if self.outcome.ended:
@@ -286,15 +309,17 @@ def _after(first: Callable[[], None], then: Callable[..., None], *arguments: Any
 
 
 def _kept(
-    path: Path, config: MetaTrainConfig, dim: int, device: torch.device
-) -> tuple[State, list[dict[str, Any]], float]:
-    """What a trial has kept: its state, its validations and the seconds that they took.
+    path: Path, config: MetaTrainConfig, of: str, dim: int, device: torch.device
+) -> tuple[State, list[dict[str, Any]], float] | None:
+    """What a trial has kept: its state, its validations and the seconds that they took; None where another one has.
 
     Raises:
         ArtifactError: it is damaged.
     """
     like = pack(new_state(config, dim, torch.device("cpu")))
     try:
+        if load_state(path)[1].get("of", "") != of:
+            return None
         with fitting_state(path):
             tensors, record = load_state(path, like)
             validations, seconds = record["validations"], float(record["seconds"])
@@ -312,15 +337,27 @@ def forget_state(folder: Path) -> None:
         path.parent.rmdir()
 
 
-def _asked_now_and_then(file: Path, stop_requested: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether to stop: as the function says, or as the file is there, which costs a system call now and then."""
+def _inode(folder: Path) -> int:
+    """Which folder is at a place; 0 for none. That of a folder that is held by `manifest.locked` is not used again."""
+    try:
+        return os.stat(folder).st_ino
+    except OSError:
+        return 0
+
+
+def _asked_now_and_then(file: Path, folders: Sequence[Path], stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether to stop: as the function says, or a file is there, or a folder was replaced, looked for now and then."""
     looked, there = -math.inf, False
+    first: dict[Path, int] = {}
 
     def asked() -> bool:
         nonlocal looked, there
         now = time.monotonic()
         if not there and now - looked > _LOOK_EVERY:
-            looked, there = now, file.exists()
+            found = {folder: inode for folder in folders if (inode := _inode(folder))}
+            is_replaced = any(found.get(folder) != inode for folder, inode in first.items())
+            first.update(found)
+            looked, there = now, file.exists() or is_replaced
         return there or stop_requested()
 
     return asked

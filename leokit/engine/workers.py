@@ -6,6 +6,7 @@ Processes come from joblib's loky. Dask is driven by its own futures, not throug
 worker is free and, where a worker is lost, to another one, and it carries nothing but the names of files.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,9 +36,10 @@ def in_this_process(stop_requested: Callable[[], bool]) -> Runner:
 
 
 def in_processes(jobs: int) -> Runner:
-    """Runs so many batches at a time, in processes of this machine; a lost process costs what its trials had not kept.
+    """Runs so many batches at a time, in processes of this machine.
 
-    The outcomes come as trials end.
+    The outcomes come as trials end. A lost process ends all, which begin anew: it costs what none of the trials under
+    way had kept.
 
     Raises:
         LeokitError: processes are lost again and again.
@@ -48,7 +50,9 @@ def in_processes(jobs: int) -> Runner:
         while waiting:
             parallel = Parallel(jobs, backend="loky", batch_size=1, return_as="generator_unordered")
             try:
-                for number, outcomes in parallel([delayed(_numbered)(*entry) for entry in waiting.items()]):
+                for number, outcomes in parallel(
+                    [delayed(_numbered)(*entry, os.getpid()) for entry in waiting.items()]
+                ):
                     del waiting[number]
                     lost = 0
                     yield from outcomes
@@ -63,8 +67,8 @@ def in_processes(jobs: int) -> Runner:
     return run
 
 
-def _numbered(number: int, batch: Batch) -> tuple[int, list[Outcome | None]]:
-    return number, run_in_process(batch)
+def _numbered(number: int, batch: Batch, parent: int) -> tuple[int, list[Outcome | None]]:
+    return number, run_in_process(batch, parent)
 
 
 @contextmanager
@@ -122,7 +126,8 @@ def _by_futures(client: "Client", batches: Iterable[Batch]) -> Outcomes:
     except KilledWorker as error:
         raise LeokitError(f"Workers of Dask were lost again and again ({error}). What was finished is kept.") from error
     except CancelledError as error:
-        raise LeokitError(f"The Dask scheduler was lost ({error}). What was finished is kept.") from error
+        reason = " ".join(str(error).split())
+        raise LeokitError(f"The Dask scheduler was lost ({reason}). What was finished is kept.") from error
     finally:
         client.cancel(futures)
 

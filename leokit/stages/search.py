@@ -130,6 +130,11 @@ class _Plan:
         batches = [own[at : at + self.batched] for own in alike.values() for at in range(0, len(own), self.batched)]
         return sorted(batches)
 
+    def of(self, index: int) -> str:
+        """What a trial is, as a hash, so that no other one's results are taken for its own."""
+        config = identity(self.trials[index])
+        return manifest.hash_text(manifest.canonical_json([SCHEMA, config, self.store.id, self.batched]))
+
     def trial(self, index: int) -> Path:
         """The folder of a trial."""
         return self.folder / _FOLDERS / f"{index:05}"
@@ -228,7 +233,7 @@ def run_share(
         with _runner(plan, share=f"-{number}-of-{count}") as (runner, stop):
             _level(plan, runner, stop, own, plan.levels[-1], outcomes, _counted(on_progress, outcomes, len(own)))
         _say_failures(list(outcomes.values()), on_message)
-    trained = [done or read_outcome(plan.trial(index)) for index in range(config.trials)]
+    trained = [done or read_outcome(plan.trial(index), plan.of(index)) for index in range(config.trials)]
     return Share(plan.folder, len(own), sum(entry is not None for entry in trained), config.trials)
 
 
@@ -391,7 +396,7 @@ def _warn(plan: _Plan, on_message: Callable[[str], None] | None) -> None:
             f"The backbone has seen {seen} of the {len(classes)} val classes: accuracy on them, by which trials are "
             "compared, is too high.",
         )
-    there = sum((plan.trial(index) / OUTCOME).exists() for index in range(plan.config.trials))
+    there = sum(read_outcome(plan.trial(index), plan.of(index)) is not None for index in range(plan.config.trials))
     if there:
         _say(on_message, f"Going on: {there} of {plan.config.trials} trials are there.")
 
@@ -433,12 +438,14 @@ def _level(
     for batch in plan.batches(trials):
         tasks = []
         for index in batch:
-            found = read_outcome(plan.trial(index))
+            found = read_outcome(plan.trial(index), plan.of(index))
             if found is not None and found.reaches(until):
                 outcomes[index] = found
             else:
                 store, rows = plan.store.folder.absolute(), plan.rows.absolute()
-                tasks.append(Task(index, plan.trials[index], until, plan.trial(index), store, rows, stop))
+                tasks.append(
+                    Task(index, plan.trials[index], until, plan.trial(index), store, rows, stop, plan.of(index))
+                )
         if tasks:
             batches.append(tasks)
     done = len(trials) - sum(map(len, batches))
@@ -474,13 +481,15 @@ def _runner(plan: _Plan, share: str = "") -> "Iterator[tuple[Runner, Path]]":
     config, stop = plan.config, plan.folder / f"{_STOP}{share}"
     stop.unlink(missing_ok=True)
     jobs = config.jobs or (default_workers() if plan.device.type == "cpu" else 1)
-    try:
-        with stop_requests(stop.touch) as requested:
-            cluster = by_dask(jobs, config.scheduler) if config.backend == "dask" else nullcontext()
-            with cluster as dask:
+    with stop_requests(stop.touch) as requested:
+        cluster = by_dask(jobs, config.scheduler) if config.backend == "dask" else nullcontext()
+        with cluster as dask:
+            try:
                 yield dask or (in_processes(jobs) if jobs > 1 else in_this_process(requested)), stop
-    finally:
-        stop.unlink(missing_ok=True)
+            except Exception:
+                stop.touch()  # for the workers of a cluster; it stays until the search goes on, as they may look late
+                raise
+    stop.unlink(missing_ok=True)
 
 
 def _sizes(plan: _Plan) -> list[int]:

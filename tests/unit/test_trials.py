@@ -1,6 +1,9 @@
 """A trial of a search beside the run of the same options; shared rows; successive halving."""
 
+import os
 import pickle
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 
 from leokit.config import MetaTrainConfig
 from leokit.engine.mapped import MappedRows, open_matrices
-from leokit.engine.trials import OUTCOME, Outcome, Task, read_outcome, run_trials, rungs, survivors
+from leokit.engine.trials import OUTCOME, Outcome, Task, read_outcome, run_in_process, run_trials, rungs, survivors
 from leokit.episodes import FeatureMatrix
 from leokit.errors import ArtifactError, DataError
 from leokit.features import FeatureStore, write_store
@@ -97,6 +100,38 @@ def test_a_trial_that_is_stopped_goes_on_to_the_same(task, tmp_path):
     assert run_trial(cut) == whole
     weights = [(each.folder / "weights.safetensors").read_bytes() for each in (task, cut)]
     assert weights[0] == weights[1]
+
+
+def test_what_another_search_left_at_its_place_is_not_taken(task, tmp_path):
+    other = replace(task, of="other", config=replace(CONFIG, outer_lr=0.02))
+    assert run_trial(other, iter([False] * 15 + [True]).__next__) is None  # a state
+    place = replace(task, of="own")
+    apart = replace(place, folder=tmp_path / "search" / "trials" / "00001")
+    assert run_trial(place) == run_trial(apart)
+    run_trial(replace(other, folder=apart.folder))  # an outcome
+    assert read_outcome(apart.folder, "own") is None
+    assert read_outcome(apart.folder, "other").of == "other"
+
+
+def test_a_trial_whose_folder_was_replaced_writes_nothing_more(task):
+    asked = 0
+
+    def replaced_by_another_search():
+        nonlocal asked
+        asked += 1
+        if asked == 15:
+            shutil.rmtree(task.folder.parent)
+            task.folder.mkdir(parents=True)
+            time.sleep(0.6)  # it looks every half second
+        return False
+
+    assert run_trial(task, replaced_by_another_search) is None
+    assert list(task.folder.iterdir()) == []
+
+
+def test_a_worker_whose_parent_has_died_begins_no_trial(task):
+    assert run_in_process([task], parent=os.getppid() + 1) == [None]
+    assert not (task.folder / OUTCOME).exists()
 
 
 def test_in_parts_as_at_once(task, tmp_path):

@@ -81,7 +81,9 @@ def in_processes(group: Group, seeds: list[RunFolder], config: MetaTrainConfig) 
         board = _Board.make(Path(folder) / "board", len(pending))
         parallel = Parallel(jobs, backend="loky", return_as="generator_unordered", batch_size=1, max_nbytes="100K")
         tasks = (
-            delayed(_train_in_process)(seed.config, group.sources, arrays, board.path, number, torch.get_num_threads())
+            delayed(_train_in_process)(
+                seed.config, group.sources, arrays, board.path, number, torch.get_num_threads(), os.getpid()
+            )
             for number, seed in enumerate(pending)
         )
         stopped, errors, shown = list[int](), list[LeokitError | OSError](), 0
@@ -118,7 +120,13 @@ def in_processes(group: Group, seeds: list[RunFolder], config: MetaTrainConfig) 
 
 
 def _train_in_process(
-    config: MetaTrainConfig, sources: Sources, arrays: Sequence[Any] | None, board: Path, number: int, threads: int
+    config: MetaTrainConfig,
+    sources: Sources,
+    arrays: Sequence[Any] | None,
+    board: Path,
+    number: int,
+    threads: int,
+    parent: int,
 ) -> _Outcome:
     """Train one run in a process of its own; what goes wrong is returned, for an exception would end the others.
 
@@ -126,7 +134,7 @@ def _train_in_process(
     """
     torch.set_num_threads(threads)
     messages: list[str] = []
-    steps, parent = _Board(board), os.getppid()
+    steps = _Board(board)
 
     def stopped() -> bool:
         return steps.stopped() or os.getppid() != parent
