@@ -132,14 +132,15 @@ def make_classifier(
         UsageError: what the run cannot do.
     """
     run, images = prepared.run, prepared.images
-    counts = np.bincount(images.numbers).tolist()
     device = resolve_device(config.device)
     found = chain.find_features(run, config.features, config.work)
     features = found[1] if found else None
-    choice = _choose(config, run, found, counts, device, on_progress)
     embedding = EmbeddingModel(run.facts["backbone"], chain.weights_from(run, features), config.weights, device)
     vectors, dropped = _vectors(config, images, embedding, on_progress, on_message)
     numbers = images.numbers[~dropped]
+    distinct = {(number, images.hashes[place]) for place, number in enumerate(images.numbers) if not dropped[place]}
+    counts = np.bincount([number for number, _ in distinct]).tolist()
+    choice = _choose(config, run, found, counts, device, on_progress)
     left = np.bincount(numbers).tolist()
     each = str(max(left)) if len(set(left)) == 1 else f"{min(left)} to {max(left)}"
     on_message(f"Support set: {len(left)} classes, {each} image{'s' * (max(left) > 1)} of each.")

@@ -1,10 +1,12 @@
 """Runs and baselines as members of a predictive: features, and classifiers on them."""
 
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from leokit.baselines import COSINE_SCALE, class_mean, logistic_regression
 from leokit.engine.predictives import Member
-from leokit.engine.training import classifier
 from leokit.episodes import FeatureMatrix
 from leokit.leo.learners import Learner, Tensors, make_learner
 from leokit.runs import Run
@@ -15,8 +17,8 @@ CLASS_MEAN, LOGISTIC = "class-mean", "logistic"
 def baseline_member(name: str, features: FeatureMatrix) -> Member:
     """Nearest class mean or logistic regression, by name, on unit features."""
     if name == CLASS_MEAN:
-        return Member(features, lambda support, _: COSINE_SCALE * class_mean(support))
-    return Member(features, lambda support, _: logistic_regression(support))
+        return Member(features, lambda support, _, shares=None: COSINE_SCALE * class_mean(support, shares))
+    return Member(features, lambda support, _, shares=None: logistic_regression(support, shares=shares))
 
 
 def run_member(run: Run, features: FeatureMatrix, *, samples: int = 0) -> Member:
@@ -30,8 +32,14 @@ def run_member(run: Run, features: FeatureMatrix, *, samples: int = 0) -> Member
     learner, tensors = learner_of(run), tensors_of(run, features.rows.device)
     matrix = features if run.centre is None else features.centred(run.centre)
     if not samples:
-        return Member(matrix, classifier(learner, tensors))
-    return Member(matrix, lambda support, numbers: learner.posterior(tensors, support, numbers, samples), samples)
+        return Member(matrix, partial(learner.weights, tensors))
+    return Member(matrix, partial(_posterior, learner, tensors, samples), samples)
+
+
+def _posterior(
+    learner: Learner, tensors: Tensors, samples: int, support: Tensor, numbers: range, shares: Tensor | None = None
+) -> Tensor:
+    return learner.posterior(tensors, support, numbers, samples, shares)
 
 
 def learner_of(run: Run) -> Learner:

@@ -20,7 +20,7 @@ from leokit.calibration import Floats, entropy
 from leokit.engine.scoring import blocks_of, one_thread
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 
-Classifiers = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers -> weights (S, B, N, D)
+Classifiers = Callable[..., Tensor]  # support (B, N, K, D), numbers[, shares (B, N, K)] -> weights (S, B, N, D)
 _BLOCK_ELEMENTS = 2**20  # weights of a block, over samples, episodes and classes
 
 
@@ -72,6 +72,7 @@ def predict_episodes(
     episodes: int,
     outside: bool,
     noise: float = 0.0,
+    counts: Sequence[int] | None = None,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Episodes, dict[str, Predicted]]:
@@ -85,13 +86,16 @@ def predict_episodes(
         episodes: E.
         outside: whether to predict as many queries of other classes of the split, too.
         noise: share of the support images whose classes are interchanged, see `mislabel`.
+        counts: support images of the first, second, … class (N) of each episode, K at most, where classes differ in it;
+            which classes these are is drawn anew for each episode.
         workers: threads that take a block of episodes each; a block is computed on one thread, whatever their number.
         on_progress: called with the number of episodes done and wanted.
     """
     members = [member for of_one in predictives.values() for member in of_one]
     size = max(1, _BLOCK_ELEMENTS // max(m.samples * sampler.ways * m.features.dim for m in members))
     blocks = blocks_of(size, episodes)
-    options = (predictives, sampler, shots, queries, outside, noise)
+    shares = None if counts is None or set(counts) == {shots} else shares_of(counts, shots)
+    options = (predictives, sampler, shots, queries, outside, noise, shares)
     parallel = Parallel(max(1, workers), backend="threading", batch_size=1, return_as="generator")
     parts = []
     with one_thread() if members[0].features.rows.device.type == "cpu" else nullcontext():
@@ -120,6 +124,7 @@ def _block(
     queries: int,
     outside: bool,
     noise: float,
+    shares: Tensor | None,
     numbers: range,
 ) -> tuple[tuple[NDArray[np.int64], ...], dict[str, Predicted]]:
     rows = sampler.draw(numbers, shots=shots, queries=queries)
@@ -129,7 +134,7 @@ def _block(
     both = torch.cat([inside, beyond], 1)
     found = {}
     for name, members in predictives.items():
-        values = answers(torch.cat([_logits(member, support, both, numbers) for member in members]))
+        values = answers(torch.cat([_logits(member, support, both, numbers, shares) for member in members]))
         count = inside.shape[1]
         found[name] = Predicted(
             Answers(*(value[:, :count] for value in values)), Answers(*(value[:, count:] for value in values))
@@ -158,9 +163,20 @@ def scores(given: Answers, *, parted: bool) -> dict[str, Floats]:
     return found | {"highest": given.highest}
 
 
-def _logits(member: Member, support: Tensor, queries: Tensor, numbers: range) -> Tensor:
+def shares_of(counts: Sequence[int], shots: int) -> Tensor:
+    """Shares (N, K) of images of which each class has the first so many: even ones of sum 1, and 0 for the others."""
+    numbers = torch.tensor(counts).unsqueeze(-1)
+    return (torch.arange(shots) < numbers) / numbers.double()
+
+
+def _logits(member: Member, support: Tensor, queries: Tensor, numbers: range, shares: Tensor | None) -> Tensor:
     """(S, B, M, N) of queries (B, M), by rows."""
-    weights = member.classifiers(member.features.take(support), numbers)
+    images = member.features.take(support)
+    if shares is None:
+        weights = member.classifiers(images, numbers)
+    else:
+        of_all = shares.to(images).expand(images.shape[:-1])
+        weights = member.classifiers(images * (of_all > 0).unsqueeze(-1), numbers, of_all)
     weights = weights if weights.ndim == 4 else weights.unsqueeze(0)
     samples, episodes, ways, dim = weights.shape
     stacked = weights.transpose(0, 1).reshape(episodes, samples * ways, dim)

@@ -38,32 +38,44 @@ class Setting:
     """The episodes of a study.
 
     Attributes:
-        ways: N.
-        shots: K.
+        counts: support images of each class (N), the fewest first.
         queries: Q.
     """
 
-    ways: int
-    shots: int
+    counts: tuple[int, ...]
     queries: int
 
+    @property
+    def ways(self) -> int:
+        """N."""
+        return len(self.counts)
+
+    @property
+    def shots(self) -> int:
+        """K, of the class that has most."""
+        return self.counts[-1]
+
     def in_words(self) -> str:
-        """Such as `5-way 1-shot`."""
-        return f"{self.ways}-way {self.shots}-shot"
+        """Such as `5-way 1-shot`, or `5-way 1-to-15-shot`."""
+        fewest = "" if self.counts[0] == self.shots else f"{self.counts[0]}-to-"
+        return f"{self.ways}-way {fewest}{self.shots}-shot"
 
 
 def setting(counts: Sequence[int], val_counts: Sequence[int]) -> Setting:
     """The episodes of meta-val that are most like a support set, of at most `MOST_SHOTS` images of a class.
 
+    Classes with different numbers of images have them in the episodes too; where meta-val has fewer classes, they have
+    evenly spaced ones of the numbers in their order.
+
     Args:
-        counts: support images of each class of it.
+        counts: different support images of each class of it.
         val_counts: images of each class of meta-val.
     """
-    ways, shots = len(counts), round(float(np.mean(counts)))
-    fewest = min(val_counts)
-    chosen = max(1, min(shots, MOST_SHOTS, fewest - 1))
-    queries = max(1, min(QUERIES, fewest - chosen))
-    return Setting(min(ways, len(val_counts)), chosen, queries)
+    fewest, ordered = min(val_counts), sorted(counts)
+    ways = min(len(counts), len(val_counts))
+    places = np.linspace(0, len(ordered) - 1, ways).round().astype(int)
+    chosen = tuple(max(1, min(ordered[place], MOST_SHOTS, fewest - 1)) for place in places)
+    return Setting(chosen, max(1, min(QUERIES, fewest - chosen[-1])))
 
 
 def withheld(run: Run, store_facts: Mapping[str, Any], classes: Mapping[str, Sequence[str]], ways: int) -> Withheld:
@@ -179,6 +191,7 @@ def _look(
         {"": [member]},
         sampler,
         shots=found.shots,
+        counts=found.counts,
         queries=found.queries,
         episodes=episodes,
         outside=len(matrix.classes) > found.ways,

@@ -121,7 +121,7 @@ def test_it_predicts_what_the_features_of_the_same_images_give(there, made, tmp_
 
 def test_auto_takes_the_best_on_meta_val_and_says_by_how_much(there):
     done = there("predict", "queries", *OF_RUN, *FEW)
-    assert "the best on meta-val at 4-way 2-shot" in done.stderr  # 1 to 4 images of a class: 2.5 rounds to 2
+    assert "the best on meta-val at 4-way 1-to-4-shot" in done.stderr
     assert "ahead of" in done.stderr and "over 30 episodes" in done.stderr
     each = {}
     for method in ("leo", "class-mean", "logistic"):
@@ -130,6 +130,19 @@ def test_auto_takes_the_best_on_meta_val_and_says_by_how_much(there):
     chosen = fit.run(build(FitConfig, {**plan, "method": "auto", "out": Path("auto")})).classifier
     assert each[chosen.method] == max(each.values())
     assert f"Method: {chosen.method}" in done.stderr
+
+
+def test_copies_and_images_that_cannot_be_read_are_no_shots(there, tmp_path):
+    before = json.loads(there("predict", "queries", *OF_RUN, *FEW, "--json").stdout)
+    for number in range(4):
+        folder = tmp_path / "support" / f"the test{number}"
+        (folder / "broken.png").write_bytes((folder / "00.png").read_bytes()[:90])  # readable as a file alone
+        for image in list(folder.glob("0?.png")) if number == 1 else ():
+            shutil.copy(image, folder / f"copy of {image.name}")
+    after = json.loads(there("predict", "queries", *OF_RUN, *FEW, "--json").stdout)
+    assert after["predictions"] == before["predictions"]
+    assert (after["method"], after["temperature"]) == (before["method"], before["temperature"])
+    assert next(note for note in after["notes"] if "Method" in note) in before["notes"]
 
 
 def test_unknown_and_sets_keep_their_rates_on_meta_val(there, tmp_path):

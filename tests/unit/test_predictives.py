@@ -1,16 +1,21 @@
 """Predictives over many episodes: samples and blocks equal loops, and outside queries are outside."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from leokit.baselines import class_mean
 from leokit.engine import predictives
+from leokit.engine.members import baseline_member
 from leokit.engine.predictives import Member, mislabel, outside_rows, predict_episodes
-from leokit.episodes import EpisodeSampler
+from leokit.engine.studying import setting
+from leokit.episodes import EpisodeSampler, FeatureMatrix, all_as_support
 from leokit.errors import UsageError
+from leokit.features import FeatureTable
 from leokit.leo import Draws, adapt
 from leokit.leo.draws import DrawShapes, posterior_draws
 from leokit.leo.learners import make_learner, split_anchor
@@ -104,6 +109,47 @@ def test_predictions_are_those_of_each_method_alone():
     ) / 2
     np.testing.assert_allclose(found["ensemble"].inside.probabilities, mean, atol=1e-6)
     np.testing.assert_allclose(found["leo"].inside.probabilities.sum(-1), 1, atol=1e-6)
+
+
+def test_classes_with_different_numbers_of_support_images():
+    """As each method makes of the fewer images alone, class by class; the others change nothing."""
+    counts, size = (1, 2, 3), SIZE | {"shots": 3}
+    rows = SAMPLER.draw(range(11), shots=3, queries=4)
+    for name, members in {"class-mean": [baseline_member("class-mean", FEATURES)], "leo": [learned()]}.items():
+        member = members[0] if name == "class-mean" else Member(FEATURES, partial(members[0][0].weights, members[0][1]))
+        _, found = predict_episodes({name: [member]}, SAMPLER, **size, counts=counts)
+        for episode in range(11):
+            taken = [FEATURES.rows[rows.support[episode, place, :count]] for place, count in enumerate(counts)]
+            table = FeatureTable(torch.cat(taken).numpy(), list("abc"), np.array([0, 1, 3, 6]))
+            images, shares = all_as_support(FeatureMatrix(table))
+            queries = FEATURES.rows[rows.query[episode].flatten()]
+            if name == "class-mean":
+                weights = torch.stack([10 * normalize(images.mean(0), dim=0) for images in taken])
+            else:
+                weights = member.classifiers(images, range(episode, episode + 1), shares)[0]
+            expected = (queries @ weights.T).softmax(-1)
+            np.testing.assert_allclose(found[name].inside.probabilities[episode], expected, atol=1e-5)
+
+
+def test_equal_numbers_of_support_images_are_the_plain_case():
+    _, plain = predict_episodes(ALL, SAMPLER, **SIZE)
+    _, found = predict_episodes(ALL, SAMPLER, **SIZE, counts=(2, 2, 2))
+    assert_same(found, plain)
+
+
+@pytest.mark.parametrize(
+    ("counts", "val_counts", "expected"),
+    [
+        ([1, 30], [40] * 5, ((1, 20), 15)),
+        ([15, 1, 1, 15, 1], [40] * 5, ((1, 1, 1, 15, 15), 15)),
+        ([3] * 20, [600] * 16, ((3,) * 16, 15)),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], [12] * 3, ((1, 5, 9), 3)),
+        ([50, 50], [10, 20], ((9, 9), 1)),
+    ],
+)
+def test_episodes_of_a_study_are_like_the_support_set(counts, val_counts, expected):
+    found = setting(counts, val_counts)
+    assert (found.counts, found.queries) == expected
 
 
 def test_aleatoric_is_the_mean_entropy_of_the_samples():
