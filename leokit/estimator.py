@@ -71,7 +71,7 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: (n, D), features of the run's backbone.
-            y: (n,), labels of any type, of at least two classes.
+            y: (n,), labels (strings, whole numbers or booleans) of at least two classes.
             sample_weight: not supported: all images of a class weigh alike, and all classes do.
 
         Raises:
@@ -86,8 +86,8 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if self.method not in METHODS:
             raise UsageError(f"method = {self.method!r}: it is one of {', '.join(METHODS)}.")
-        if not 0 < self.temperature < np.inf:
-            raise UsageError(f"temperature = {self.temperature}: it must be above 0.")
+        if not isinstance(self.temperature, int | float | np.number) or not 0 < self.temperature < np.inf:
+            raise UsageError(f"temperature = {self.temperature!r}: it must be a number above 0.")
         if not isinstance(self.samples, int | np.integer) or self.samples < 0:
             raise UsageError(f"samples = {self.samples!r}: it must be a whole number, 0 or more.")
         rows, labels = validate_data(self, X, y, dtype=[np.float16, np.float32, np.float64])
@@ -131,5 +131,6 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Labels (n,) of features (n, D): those of the largest probability."""
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        probabilities = self.predict_proba(X)  # first, as it says where there is no classifier yet
+        labels: NDArray[Any] = self.classes_[probabilities.argmax(1)]
         return labels

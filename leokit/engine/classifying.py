@@ -22,7 +22,7 @@ from leokit.engine import cache, chain
 from leokit.engine.embedding import embed_images
 from leokit.engine.fitting import LEO, METHODS, centre_of, check_method, fit, support_matrix
 from leokit.engine.models import BLOCK, Model
-from leokit.engine.studying import Study, setting, study, withheld
+from leokit.engine.studying import Study, remark, setting, study, withheld
 from leokit.errors import DataError
 from leokit.features import FeatureStore
 from leokit.images.preprocess import UnreadableImage, read_file
@@ -80,14 +80,16 @@ class Prepared:
 
     run: Run
     images: SupportImages
+    features: tuple[Path, manifest.Manifest] | None  # that the run was trained on, where they are found
 
     @property
     def inputs(self) -> dict[str, manifest.Input]:
-        """The run, and the support images by their contents and classes."""
+        """The run, its features where they are found, and the support images by their contents and classes."""
         classes, images = tuple(self.images.tree.classes), self.images
         listed = [[classes[number], digest] for number, digest in zip(images.numbers, images.hashes, strict=True)]
         found = manifest.Input(manifest.hash_text(manifest.canonical_json(listed)), str(images.place))
-        return {"run": self.run.input, "images": found}
+        studied = {"features": manifest.Input(self.features[1].id, str(self.features[0]))} if self.features else {}
+        return {"run": self.run.input, **studied, "images": found}
 
 
 def prepare(config: FitConfig, on_message: Tell) -> Prepared:
@@ -112,7 +114,8 @@ def prepare(config: FitConfig, on_message: Tell) -> Prepared:
     if empty:
         more = ", …" if len(empty) > _NAMED else ""
         on_message(f"Without an image, and so no class: {', '.join(map(repr, empty[:_NAMED]))}{more}.")
-    return Prepared(run, _readable(config.support, tree, on_message))
+    features = chain.find_features(run, config.features, config.work)
+    return Prepared(run, _readable(config.support, tree, on_message), features)
 
 
 def make_classifier(
@@ -133,7 +136,7 @@ def make_classifier(
     """
     run, images = prepared.run, prepared.images
     device = resolve_device(config.device)
-    found = chain.find_features(run, config.features, config.work)
+    found = prepared.features
     features = found[1] if found else None
     embedding = EmbeddingModel(run.facts["backbone"], chain.weights_from(run, features), config.weights, device)
     vectors, dropped = _vectors(config, images, embedding, on_progress, on_message)
@@ -302,6 +305,7 @@ def _choose(
     )
     best = looked.best()
     sentence = _chosen_in_words(run, looked, best, episodes.in_words()) if len(methods) > 1 else f"Method: {own}."
+    sentence += remark(features.facts["trained_on"], classes["val"])
     return _Choice(best, sentence, looked.evidence[best], said)
 
 

@@ -101,6 +101,21 @@ def withheld(run: Run, store_facts: Mapping[str, Any], classes: Mapping[str, Seq
     )
 
 
+def remark(trained_on: Any, val: Sequence[str]) -> str:
+    """What to know of accuracies on meta-val classes that the backbone has seen, or may have; else nothing.
+
+    Args:
+        trained_on: of the backbone, see `leokit.splits.classes_seen`.
+        val: the classes.
+    """
+    seen = classes_seen(trained_on, val)
+    if seen == 0:
+        return ""
+    where = "Whether the backbone has seen the meta-val classes cannot be told: if so," if seen is None else ""
+    where = where or f"The backbone has seen {seen} of the {len(val)} meta-val classes:"
+    return f" {where} on classes that it has not seen all of this is worse than said here."
+
+
 @dataclass(frozen=True)
 class Study:
     """What meta-val says of several methods, on the same episodes.

@@ -80,7 +80,7 @@ class FeatureStore(manifest.Artifact):
             raise ArtifactError(f"{folder} is no feature store that can be read ({what}): make it again.") from error
 
     @classmethod
-    def open(cls, folder: Path, splits: Sequence[str] | None = None) -> Self:
+    def open(cls, folder: Path | str, splits: Sequence[str] | None = None) -> Self:
         """Open the feature store in a folder, every file checked against its recorded hash.
 
         Args:
@@ -90,6 +90,7 @@ class FeatureStore(manifest.Artifact):
         Raises:
             ArtifactError: missing, unfinished, of another kind, altered, or damaged.
         """
+        folder = Path(folder)
         checked = manifest.read(folder, SCHEMA)
         if splits is not None:
             checked = _of_splits(checked, splits)

@@ -43,7 +43,7 @@ def _lines(listing: BinaryIO) -> Iterator[bytes]:
         if len(line) == _LONGEST:
             raise DataError(f"Standard input has a line of {_LONGEST} bytes or more: give a list, a path on each line.")
         path = line.rstrip(b"\r\n")
-        if path:
+        if path.strip():
             yield path
 
 

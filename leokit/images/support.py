@@ -80,7 +80,7 @@ def _tree(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> I
         if image in first:
             raise DataError(f"{path}, line {line}: the image {named['image']!r} stands in line {first[image]} already.")
         first[image] = line
-        classes[escape(label.encode("utf-8"))].append(image)
+        classes[label].append(image)
     if not classes:
         raise DataError(f"The support set {path} names no image.")
     by_name = sorted(classes, key=lambda name: name.encode("utf-8"))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -165,3 +166,8 @@ def test_bad_input_is_a_sentence(made, support):
         LEOClassifier(runs["deterministic"], samples=3).fit(X, y)
     with pytest.raises(ValueError, match="features"):
         LEOClassifier(runs["leo"]).fit(X, y).predict(queries[:, :8])
+
+
+def test_before_a_fit_it_says_that_it_is_not_fitted(made):
+    with pytest.raises(NotFittedError):
+        LEOClassifier(made[2]["leo"]).predict(np.zeros((1, 4)))
