@@ -78,8 +78,10 @@ class Space:
         searchable = {entry.name: entry for entry in describe(MetaTrainConfig) if not entry.outside}
         ranges, fixed = {}, {}
         for name, value in data.items():
+            if name == "seed":
+                raise UsageError(f"{source}: seed = {value!r}: the seed is that of the search; give --seed.")
             if name not in searchable or name in _NOT_HERE:
-                known = ", ".join(name for name in searchable if name not in _NOT_HERE)
+                known = ", ".join(name for name in searchable if name not in (*_NOT_HERE, "seed"))
                 raise UsageError(f"{source}: {name!r} is no option that a trial can have: there are {known}.")
             if not isinstance(value, Mapping):
                 fixed[name] = value

@@ -14,7 +14,14 @@
 # Copy and edit. Run it again after an interruption: finished stages are recognised and the others go on. Further
 # options are variables too, as LEOKIT_DEVICE=cpu. table2.sh in the same WORK uses the runs of LEO that are there.
 set -euo pipefail
-trap : TERM # where a cluster stops a job: wait for leokit, which keeps the state of its run
+stopped=
+trap 'stopped=1' TERM # where a cluster stops a job: wait for leokit, which keeps the state of its run, and leave
+
+# Run a command, unless a signal has come since the last one.
+unless_stopped() {
+    [ -z "$stopped" ] || exit 130
+    "$@"
+}
 
 FEATURES=${1:?usage: table1.sh FEATURES}
 WORK=${WORK:-leokit-work/paper}
@@ -40,7 +47,7 @@ for variant in $VARIANTS; do
             [ "$variant" = anchored ] && preset=own-images
             options=(--variant "$variant" --preset "$preset" --shots "$shots" --seed "$seed")
             best_options=$WORK/search/$variant-5way-${shots}shot/best.toml
-            if [ -f "$best_options" ]; then
+            if [ -f "$best_options" ] && [ -f "${best_options%best.toml}manifest.json" ]; then # of a finished search
                 options=(--config "$best_options" --seed "$seed")
                 echo "Options of $variant, $shots shots, from $best_options" >&2
             fi
@@ -48,13 +55,13 @@ for variant in $VARIANTS; do
             if [ "$variant" = anchored ]; then long=(${OWN_STEPS:+--steps "$OWN_STEPS"}); else options+=(--val-every "$VAL_EVERY"); fi
             run=$WORK/runs/$variant-5way-${shots}shot
             [ "$seed" = 0 ] || run+=-seed$seed
-            leokit meta-train "${options[@]}" "${long[@]}"
+            unless_stopped leokit meta-train "${options[@]}" "${long[@]}"
             runs+=("$run")
             best=$(leokit inspect "$run" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["facts"]["best_step"])')
             if [ "$best" = 0 ]; then
                 echo "$run was best before its first step: it is left out of the rows of train+val." >&2
             else
-                leokit meta-train "${options[@]}" --train-on-val --steps-from "$run"
+                unless_stopped leokit meta-train "${options[@]}" --train-on-val --steps-from "$run"
                 runs+=("$run-trainval")
             fi
         done
@@ -63,5 +70,5 @@ done
 
 [ -z "${TRAIN_ONLY:-}" ] || exit 0
 
-leokit eval "${runs[@]}" --queries "$QUERIES" --episodes "$EPISODES" --methods "$METHODS"
-leokit table 1 "${runs[@]/#"$WORK/runs/"/"$WORK/eval/"}" --dataset "$DATASET" --overwrite
+unless_stopped leokit eval "${runs[@]}" --queries "$QUERIES" --episodes "$EPISODES" --methods "$METHODS"
+unless_stopped leokit table 1 "${runs[@]/#"$WORK/runs/"/"$WORK/eval/"}" --dataset "$DATASET" --overwrite

@@ -68,10 +68,11 @@ def _sentences(done: "Search") -> Iterator[str]:
     summary = done.summary
     fresh = summary["on_fresh_episodes"]
     chosen = percent(**summary["best_on_the_episodes_that_chose"])
-    saved = f"{100 * summary['steps_saved']:.0f} % fewer than all trials to the end"
+    halved = len(summary["rungs"]) > 1
+    saved = f", {100 * summary['steps_saved']:.0f} % fewer than all trials to the end" if halved else ""
     yield (
         f"{summary['finished']} trials came to their end, {summary['stopped']} were stopped early, "
-        f"{summary['failed']} failed: {summary['steps_taken']:,} steps, {saved}."
+        f"{summary['failed']} failed: {summary['steps_taken']:,} steps{saved}."
     )
     yield (
         f"{chosen} % is on the {summary['val_episodes']:,} episodes that chose among trials and validations, so it is "

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import ceil, floor, log, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _HEIGHT = 4.6  # inches
 _COLOURS = "viridis_r"  # even steps of lightness, told apart by the colour-blind and in grey: the darker the better
+_PALE = 0.25  # of its range, at the pale end, that is not used: it cannot be seen on white
 _STEP = 0.06  # between lines through the same choice
 
 
@@ -74,7 +75,9 @@ def draw_search(path: Path, title: str, axes: Sequence[Axis], lines: Sequence[Li
     known = [100 * line.accuracy for line in lines if line.accuracy is not None and line.status != "failed"]
     low, high = (min(known), max(known)) if known else (0.0, 100.0)
     accuracy = Axis("meta-val accuracy (%)", (low, high), "linear")
-    colours = ScalarMappable(Normalize(low, high if high > low else low + 1), colormaps[_COLOURS])
+    span = high - low if high > low else 1.0
+    pale = low - span * _PALE / (1 - _PALE)
+    colours = ScalarMappable(Normalize(pale, low + span), colormaps[_COLOURS])
     with written_figure(path, _HEIGHT, title) as figure:
         panel = figure.subplots()
         ordered = sorted(lines, key=lambda line: (line.role != "", line.role == "best", line.accuracy or 0.0))
@@ -97,7 +100,7 @@ def _draw(panel: "Axes", line: Line, axes: Sequence[Axis], colours: Any, shift: 
         style |= {"color": ORANGE, "lw": 3.2, "ls": "-", "zorder": 6}
     elif line.role == "preset":
         style |= {"color": BLACK, "lw": 2.2, "ls": (0, (1, 1)), "zorder": 7}
-    panel.plot(range(len(axes)), heights, solid_joinstyle="round", alpha=0.6 if not line.role else 1, **style)
+    panel.plot(range(len(axes)), heights, solid_joinstyle="round", alpha=0.85 if not line.role else 1, **style)
     if failed:
         panel.plot(len(axes) - 1, heights[-1], "x", color=style["color"], ms=6, clip_on=False)
 
@@ -105,10 +108,12 @@ def _draw(panel: "Axes", line: Line, axes: Sequence[Axis], colours: Any, shift: 
 def _draw_axis(panel: "Axes", column: int, axis: Axis) -> None:
     panel.plot([column, column], [0, 1], color=BLACK, lw=1, zorder=4)
     values = list(axis.values)
+    if axis.scale == "log":
+        values += _decades(*axis.values)
     if axis.scale == "linear":
         values = [axis.values[0] + share * (axis.values[1] - axis.values[0]) for share in (0, 0.5, 1)]
     for value in values:
-        text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.3g}"
+        text = f"{value:.3g}" if type(value) in (int, float) else str(value).lower()
         last = axis.name.endswith("(%)")
         panel.annotate(
             text,
@@ -122,10 +127,20 @@ def _draw_axis(panel: "Axes", column: int, axis: Axis) -> None:
         )
 
 
+def _decades(low: float, high: float) -> list[float]:
+    """Powers of ten between two ends, away from both, every second or third one where there are many."""
+    first, last = ceil(log10(low) + 0.3), floor(log10(high) - 0.3)
+    return [10.0**power for power in range(first, last + 1, max(1, -(-(last - first + 1) // 4)))]
+
+
 def _decorate(panel: "Axes", axes: Sequence[Axis], lines: Sequence[Line]) -> None:
     from matplotlib.lines import Line2D
 
-    panel.set_xticks(range(len(axes)), [_broken(axis.name) for axis in axes], fontsize=8.5)
+    panel.set_xticks(
+        range(len(axes)),
+        [_broken(f"{axis.name} (log)" if axis.scale == "log" else axis.name) for axis in axes],
+        fontsize=8.5,
+    )
     panel.set_yticks([])
     panel.set_xlim(-0.15, len(axes) - 0.5)
     panel.set_ylim(-0.12, 1.05)

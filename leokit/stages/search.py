@@ -287,16 +287,22 @@ def _resolved(config: SearchConfig) -> tuple[MetaTrainConfig, Space]:
     """The options of trial 0, and what is drawn. The search's own rank before those that the space fixes."""
     given = ("variant", "ways", "shots", "steps", "val_every", "val_episodes", "val_queries", "patience")
     own = {name: value for name in given if (value := getattr(config, name)) is not None}
-    preset = config.preset or nearest_preset(config.shots or 1)
+    space = _space(config.space) if config.space else None
+    fixed = space.fixed if space else {}
+    preset = config.preset or nearest_preset(config.shots or fixed.get("shots", 1))
     values = read_preset(preset)
-    variant = config.variant or values.get("variant", MetaTrainConfig.variant)
-    name = config.space or ("own-images" if variant == "anchored" else "published")
-    space = Space.read(read_space(name), f"--space {name}")
+    if space is None:
+        variant = config.variant or values.get("variant", MetaTrainConfig.variant)
+        space = _space("own-images" if variant == "anchored" else "published")
     values = {**values, **space.fixed, **own, "preset": preset, "seed": config.seed, "device": config.device}
     base = build(MetaTrainConfig, values)
     base = build(MetaTrainConfig, {**values, "steps": fixed_steps(base)})
     check_together(base)
     return base, space
+
+
+def _space(name: str) -> Space:
+    return Space.read(read_space(name), f"--space {name}")
 
 
 def _batched(config: SearchConfig, device: torch.device, folder: Path) -> int:

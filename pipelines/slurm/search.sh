@@ -2,6 +2,7 @@
 # A random search of hyper-parameters as an array job, a share of the trials for each of its tasks, and their gathering.
 #
 #   sbatch --array=0-7 pipelines/slurm/search.sh FEATURES [options of leokit search]
+#   TASKS=8 sbatch --array=3 pipelines/slurm/search.sh FEATURES [the same options]             # share 3 of 0-7 again
 #   sbatch --dependency=afterok:JOB pipelines/slurm/search.sh FEATURES [the same options]      # gathers, trains nothing
 #   TASKS=2 bash pipelines/slurm/search.sh FEATURES [options]      # without Slurm: shares one after the other, gathered
 #
@@ -21,7 +22,9 @@ set -euo pipefail
 FEATURES=${1:?usage: search.sh FEATURES [options of leokit search]}
 shift
 export LEOKIT_WORK=${WORK:-leokit-work/paper} LEOKIT_FEATURES=$FEATURES
-export LEOKIT_JOBS=${JOBS:-${SLURM_CPUS_PER_TASK:-1}} # trials at a time, a core each
+gpus=${SLURM_GPUS_ON_NODE:-${CUDA_VISIBLE_DEVICES:-}}
+cores=${SLURM_CPUS_PER_TASK:-1}
+export LEOKIT_JOBS=${JOBS:-$([[ -n $gpus ]] && echo 1 || echo "$cores")} # trials at a time, a core each; one on a GPU
 
 # Run a command; where it was stopped by a signal, with its state kept, queue this job again.
 restartable() {
@@ -34,7 +37,13 @@ restartable() {
 }
 
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
-    restartable leokit search "$@" --only "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    first=${SLURM_ARRAY_TASK_MIN:-0}
+    if [[ -n ${TASKS:-} ]]; then
+        share=$SLURM_ARRAY_TASK_ID/$TASKS
+    else
+        share=$((SLURM_ARRAY_TASK_ID - first))/$((${SLURM_ARRAY_TASK_MAX:-SLURM_ARRAY_TASK_COUNT - 1} - first + 1))
+    fi
+    restartable leokit search "$@" --only "$share"
     exit
 fi
 if [[ -z ${SLURM_JOB_ID:-} ]]; then

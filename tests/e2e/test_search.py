@@ -315,13 +315,24 @@ def test_a_preset_of_ours_centres_and_searches_its_own_space(place, tmp_path):
         (("--shots", "20"), 3, "20 shots"),
         (("--features", "nowhere"), 4, "There is no artifact at nowhere"),
         (("--trials", "0"), 2, "trials = 0"),
+        (("--space", "seed.toml"), 2, "give --seed"),
     ],
 )
 def test_bad_input_is_one_line(leokit, place, tmp_path, options, code, words):
     shutil.copytree(place / "features", tmp_path / "leokit-work/features")
+    (tmp_path / "seed.toml").write_text("seed = 7\ndropout = { uniform = [0.0, 0.5] }\n")
     done = leokit("search", *SIZES, *options, code=code)
     assert words in " ".join(done.stderr.split())
     assert not (tmp_path / "leokit-work/search").exists()
+
+
+def test_an_option_that_the_preset_leaves_open_is_drawn_and_shots_of_a_space_choose_the_preset(place, tmp_path):
+    text = "shots = 5\nhold_as = { choice = ['float16'] }\ndropout = { uniform = [0.0, 0.5] }\nqueries = 5\n"
+    (tmp_path / "space.toml").write_text(text)
+    given = {"space": str(tmp_path / "space.toml"), "trials": 2, "steps": 10, "preset": None}
+    done = search.run(config(place, tmp_path / "out", **given))
+    assert (done.folder / "search.png").exists()
+    assert done.summary["preset"] == "miniimagenet-5shot" and done.summary["shots"] == 5
 
 
 def test_another_search_at_the_same_place_is_refused(run, whole, place):

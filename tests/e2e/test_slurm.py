@@ -110,6 +110,40 @@ def test_a_search_by_shares_on_this_machine(commands, tmp_path):
     assert "The best of 2 trials" in text
 
 
+@pytest.mark.parametrize(
+    ("task", "more", "share"),
+    [
+        (3, {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "7", "SLURM_ARRAY_TASK_COUNT": "8"}, "3/8"),
+        (8, {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "8", "SLURM_ARRAY_TASK_COUNT": "8"}, "7/8"),
+        (3, {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "3", "TASKS": "8"}, "3/8"),
+        (1, {"SLURM_ARRAY_TASK_COUNT": "2"}, "1/2"),
+    ],
+)
+def test_a_task_of_an_array_takes_its_share(tmp_path, task, more, share):
+    calls = tmp_path / "calls"
+    tool(tmp_path / "bin", "leokit", f'#!/usr/bin/env bash\necho "$LEOKIT_JOBS $@" >> {calls}\n')
+    options = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_CPUS_PER_TASK": "4", **more}
+    run_script(str(tmp_path / "bin"), "slurm/search.sh", "features", folder=tmp_path, **options)
+    run_script(str(tmp_path / "bin"), "slurm/search.sh", "features", folder=tmp_path, **options, SLURM_GPUS_ON_NODE="1")
+    assert calls.read_text() == f"4 search --only {share}\n1 search --only {share}\n"
+
+
+def test_a_signal_between_two_commands_ends_table_1(tmp_path):
+    work = tmp_path / "leokit-work/paper"
+    (work / "search/leo-5way-1shot").mkdir(parents=True)
+    (work / "search/leo-5way-1shot/best.toml").touch()  # of a search that has not ended
+    calls = tmp_path / "calls"
+    lines = ("#!/usr/bin/env bash", f'echo "$@" >> {calls}', "[ $1 = inspect ] || kill -TERM $PPID")
+    text = "\n".join((*lines, """echo '{"facts": {"best_step": 9}}'\n"""))
+    tool(tmp_path / "bin", "leokit", text)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(REPOSITORY / "pipelines/table1.sh"), "features"]
+    assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == 130
+    asked = calls.read_text().splitlines()
+    assert [line.split()[0] for line in asked] == ["meta-train", "inspect"]
+    assert "--config" not in asked[0]
+
+
 def test_extractions_as_an_array(tmp_path):
     calls = tmp_path / "calls"
     tool(tmp_path / "bin", "leokit", f'#!/usr/bin/env bash\necho "$@" >> {calls}\n')
