@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _HEIGHT = 4.6  # inches
 _COLOURS = "viridis_r"  # even steps of lightness, told apart by the colour-blind and in grey: the darker the better
 _PALE = 0.25  # of its range, at the pale end, that is not used: it cannot be seen on white
+_LABEL = 0.05  # the height of a label, of an axis
 _STEP = 0.06  # between lines through the same choice
 
 
@@ -113,7 +114,7 @@ def _draw_axis(panel: "Axes", column: int, axis: Axis) -> None:
     if axis.scale == "linear":
         values = [axis.values[0] + share * (axis.values[1] - axis.values[0]) for share in (0, 0.5, 1)]
     for value in values:
-        text = f"{value:.3g}" if type(value) in (int, float) else str(value).lower()
+        text = _in_short(value)
         last = axis.name.endswith("(%)")
         panel.annotate(
             text,
@@ -127,9 +128,17 @@ def _draw_axis(panel: "Axes", column: int, axis: Axis) -> None:
         )
 
 
+def _in_short(value: Any) -> str:
+    """A value as its axis names it; what is not set is none."""
+    if isinstance(value, str):
+        return value
+    return str(value).lower() if value is None or isinstance(value, bool) else f"{value:.3g}".replace("e-0", "e-")
+
+
 def _decades(low: float, high: float) -> list[float]:
-    """Powers of ten between two ends, away from both, every second or third one where there are many."""
-    first, last = ceil(log10(low) + 0.3), floor(log10(high) - 0.3)
+    """At most four powers of ten between two ends, so far from both that no label lies on another one."""
+    apart = max(0.3, _LABEL * (log10(high) - log10(low)))
+    first, last = ceil(log10(low) + apart), floor(log10(high) - apart)
     return [10.0**power for power in range(first, last + 1, max(1, -(-(last - first + 1) // 4)))]
 
 
