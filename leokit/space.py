@@ -17,9 +17,9 @@ Value = bool | int | float | str
 Kind = Literal["uniform", "log_uniform", "choice"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # The same in all trials, whose accuracies could not be compared otherwise, or settled by the search itself.
-_COMPARED_BY = ("ways", "shots", "val_every", "val_episodes", "val_queries", "steps", "patience", "seed")
+_COMPARED_BY = ("ways", "shots", "val_every", "val_episodes", "val_queries", "steps", "patience")
 _LARGEST = 1e300
-_NOT_HERE = ("preset", "steps_from", "train_on_val")
+_NOT_HERE = ("preset", "steps_from", "train_on_val", "seed")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Space:
             if name == "seed":
                 raise UsageError(f"{source}: seed = {value!r}: the seed is that of the search; give --seed.")
             if name not in searchable or name in _NOT_HERE:
-                known = ", ".join(name for name in searchable if name not in (*_NOT_HERE, "seed"))
+                known = ", ".join(name for name in searchable if name not in _NOT_HERE)
                 raise UsageError(f"{source}: {name!r} is no option that a trial can have: there are {known}.")
             if not isinstance(value, Mapping):
                 fixed[name] = value

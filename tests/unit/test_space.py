@@ -100,6 +100,8 @@ def test_ready_spaces_hold_the_values_that_they_are_made_around(name):
         ({"learning_rate": {"uniform": [0, 1]}}, "'learning_rate' is no option that a trial can have"),
         ({"features": "elsewhere"}, "'features' is no option"),
         ({"train_on_val": True}, "'train_on_val' is no option"),
+        ({"seed": 7}, "here: seed = 7: .* give --seed"),
+        ({"seed": {"choice": [1, 2]}}, "give --seed"),
         ({"steps": {"choice": [10, 20]}}, "steps cannot be drawn"),
         ({"dropout": {"uniform": [0.5, 0.1]}}, "two numbers, the lower one first"),
         ({"dropout": {"uniform": [0.5, 1.5]}}, "dropout = 1.5.*less than 1"),
@@ -116,6 +118,16 @@ def test_ready_spaces_hold_the_values_that_they_are_made_around(name):
 def test_what_cannot_be_drawn_is_refused(data, words):
     with pytest.raises(UsageError, match=words):
         Space.read(data, "here")
+
+
+def test_the_options_named_for_an_unknown_one_can_all_be_given():
+    with pytest.raises(UsageError) as refused:
+        Space.read({"learning_rate": 1}, "here")
+    named = str(refused.value).split("there are ")[1].rstrip(".").split(", ")
+    assert "dropout" in named and "shots" in named and "seed" not in named
+    values = build(MetaTrainConfig, {})
+    given = {name: getattr(values, name) for name in named if name not in ("dropout", "steps", "patience")}
+    assert Space.read({**given, "dropout": {"uniform": [0.1, 0.5]}}, "here").fixed == given
 
 
 def test_a_space_that_is_nowhere_names_the_ready_ones(tmp_path):
