@@ -57,7 +57,8 @@ for variant in $VARIANTS; do
             [ "$seed" = 0 ] || run+=-seed$seed
             unless_stopped leokit meta-train "${options[@]}" "${long[@]}"
             runs+=("$run")
-            best=$(leokit inspect "$run" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["facts"]["best_step"])')
+            found=$(unless_stopped leokit inspect "$run" --json)
+            best=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["facts"]["best_step"])' <<< "$found")
             if [ "$best" = 0 ]; then
                 echo "$run was best before its first step: it is left out of the rows of train+val." >&2
             else
