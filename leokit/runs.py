@@ -213,10 +213,19 @@ def load_state(path: Path, like: Packed | None = None) -> Packed:
     if not isinstance(record, dict):
         raise ArtifactError(f"{path} has no record of a state: {_ANEW}.")
     if like is not None:
-        faults = tensor_faults(tensors, like[0]) + _record_faults(record, like[1])
-        if faults:
-            raise ArtifactError(f"{path} is no state of this training ({faults[0]}): {_ANEW}.")
+        require_like(path, (tensors, record), like)
     return tensors, record
+
+
+def require_like(path: Path, found: Packed, like: Packed) -> None:
+    """Check that what `load_state` has read from a file has the names, shapes and types of another state.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    faults = tensor_faults(found[0], like[0]) + _record_faults(found[1], like[1])
+    if faults:
+        raise ArtifactError(f"{path} is no state of this training ({faults[0]}): {_ANEW}.")
 
 
 def tensor_faults(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -41,6 +41,13 @@ def visible_json(value: Any) -> str:
     )
 
 
+def in_short(value: Any) -> str:
+    """A value of an option in few characters, as `1e-5`, `false` or `none`."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.3g}".replace("e-0", "e-") if isinstance(value, float) else str(value).lower()
+
+
 def pasteable(path: Path) -> str:
     """A path as a word of a command line that can be pasted, and is never taken for an option."""
     text = str(path)

@@ -167,19 +167,18 @@ class _Pace:
 
     def __init__(self) -> None:
         self.started, self.first, self.total = time.monotonic(), 0, -1
-        self.moving = self.started
-        self.is_moving = False
+        self.moving: float | None = None  # since when
 
     def at(self, done: int, total: int) -> tuple[str, str, float]:
         """Rate and time left as words, and seconds since the piece began."""
         if total != self.total:
             if self.total >= 0:
                 self.started = time.monotonic()
-            self.first, self.total, self.is_moving = done, total, False
+            self.first, self.total, self.moving = done, total, None
         now = time.monotonic()
-        if not self.is_moving and done > self.first:
-            self.first, self.moving, self.is_moving = done, now, True
-        steps, seconds = done - self.first, now - self.moving
+        if self.moving is None and done > self.first:
+            self.first, self.moving = done, now
+        steps, seconds = done - self.first, now - (self.moving or now)
         return _rate(steps, seconds), _left(steps, total - done, seconds), now - self.started
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import SearchConfig
+from leokit.text import in_short
 
 if TYPE_CHECKING:
     from leokit.stages.search import Search
@@ -50,7 +51,7 @@ def _table(summary: dict[str, Any]) -> TableData:
         ["meta-val accuracy, %", *(_percent(row["val_accuracy"]) for row in shown)],
         ["± (95 % interval)", *(_percent(row["val_half_width"]) for row in shown)],
         ["best step", *(str(row["best_step"]) for row in shown)],
-        *([key, *(_value(row[key]) for row in shown)] for key in summary["drawn"]),
+        *([key, *(in_short(row[key]) for row in shown)] for key in summary["drawn"]),
     ]
     names = [f"trial {row['trial']}" + ("\n(preset)" if row is preset or row["trial"] == 0 else "") for row in shown]
     return TableData(f"The best of {summary['trials']} trials", ["", *names], rows)
@@ -58,10 +59,6 @@ def _table(summary: dict[str, Any]) -> TableData:
 
 def _percent(value: float | None) -> str:
     return "failed" if value is None else percent(value)
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}".replace("e-0", "e-") if isinstance(value, float) else str(value).lower()
 
 
 def _sentences(done: "Search") -> Iterator[str]:

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from leokit.baselines import COSINE_SCALE, class_mean, logistic_regression
 from leokit.engine.predictives import Member
@@ -17,8 +16,8 @@ CLASS_MEAN, LOGISTIC = "class-mean", "logistic"
 def baseline_member(name: str, features: FeatureMatrix) -> Member:
     """Nearest class mean or logistic regression, by name, on unit features."""
     if name == CLASS_MEAN:
-        return Member(features, lambda support, _, shares=None: COSINE_SCALE * class_mean(support, shares))
-    return Member(features, lambda support, _, shares=None: logistic_regression(support, shares=shares))
+        return Member(features, lambda support, _, shares: COSINE_SCALE * class_mean(support, shares))
+    return Member(features, lambda support, _, shares: logistic_regression(support, shares=shares))
 
 
 def run_member(run: Run, features: FeatureMatrix, *, samples: int = 0) -> Member:
@@ -33,13 +32,9 @@ def run_member(run: Run, features: FeatureMatrix, *, samples: int = 0) -> Member
     matrix = features if run.centre is None else features.centred(run.centre)
     if not samples:
         return Member(matrix, partial(learner.weights, tensors))
-    return Member(matrix, partial(_posterior, learner, tensors, samples), samples)
-
-
-def _posterior(
-    learner: Learner, tensors: Tensors, samples: int, support: Tensor, numbers: range, shares: Tensor | None = None
-) -> Tensor:
-    return learner.posterior(tensors, support, numbers, samples, shares)
+    return Member(
+        matrix, lambda support, ids, shares: learner.posterior(tensors, support, ids, samples, shares), samples
+    )
 
 
 def learner_of(run: Run) -> Learner:

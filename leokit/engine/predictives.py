@@ -20,7 +20,8 @@ from leokit.calibration import Floats, entropy
 from leokit.engine.scoring import blocks_of, one_thread
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 
-Classifiers = Callable[..., Tensor]  # support (B, N, K, D), numbers[, shares (B, N, K)] -> weights (S, B, N, D)
+# Support (B, N, K, D), numbers, and shares (B, N, K) or None where classes have K images each -> weights (S, B, N, D).
+Classifiers = Callable[[Tensor, range, Tensor | None], Tensor]
 _BLOCK_ELEMENTS = 2**20  # weights of a block, over samples, episodes and classes
 
 
@@ -172,11 +173,10 @@ def shares_of(counts: Sequence[int], shots: int) -> Tensor:
 def _logits(member: Member, support: Tensor, queries: Tensor, numbers: range, shares: Tensor | None) -> Tensor:
     """(S, B, M, N) of queries (B, M), by rows."""
     images = member.features.take(support)
-    if shares is None:
-        weights = member.classifiers(images, numbers)
-    else:
-        of_all = shares.to(images).expand(images.shape[:-1])
-        weights = member.classifiers(images * (of_all > 0).unsqueeze(-1), numbers, of_all)
+    if shares is not None:
+        shares = shares.to(images).expand(images.shape[:-1])
+        images = images * (shares > 0).unsqueeze(-1)
+    weights = member.classifiers(images, numbers, shares)
     weights = weights if weights.ndim == 4 else weights.unsqueeze(0)
     samples, episodes, ways, dim = weights.shape
     stacked = weights.transpose(0, 1).reshape(episodes, samples * ways, dim)

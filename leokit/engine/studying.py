@@ -21,6 +21,7 @@ from leokit.engine.fitting import LEO
 from leokit.engine.members import baseline_member, run_member
 from leokit.engine.predictives import Member, Predicted, predict_episodes, scores
 from leokit.episodes import EpisodeSampler, FeatureMatrix, types_of
+from leokit.evaluations import seen_sentence
 from leokit.features import FeatureStore
 from leokit.metrics import Interval, mean_interval, paired_difference
 from leokit.runs import Run
@@ -102,18 +103,14 @@ def withheld(run: Run, store_facts: Mapping[str, Any], classes: Mapping[str, Seq
 
 
 def remark(trained_on: Any, val: Sequence[str]) -> str:
-    """What to know of accuracies on meta-val classes that the backbone has seen, or may have; else nothing.
+    """A sentence on meta-val classes that the backbone has seen, or may have; else nothing.
 
     Args:
         trained_on: of the backbone, see `leokit.splits.classes_seen`.
         val: the classes.
     """
     seen = classes_seen(trained_on, val)
-    if seen == 0:
-        return ""
-    where = "Whether the backbone has seen the meta-val classes cannot be told: if so," if seen is None else ""
-    where = where or f"The backbone has seen {seen} of the {len(val)} meta-val classes:"
-    return f" {where} on classes that it has not seen all of this is worse than said here."
+    return "" if seen == 0 else f" {seen_sentence(trained_on, seen, len(val), 'meta-val')}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from leokit.engine.scoring import one_thread
 from leokit.engine.state import State, new_state, pack, unpack
 from leokit.engine.steps import Diverged
 from leokit.errors import ArtifactError, LeokitError
-from leokit.runs import STATE, WEIGHTS, fitting_state, load_state, save_parameters, save_state
+from leokit.runs import STATE, WEIGHTS, fitting_state, load_state, require_like, save_parameters, save_state
 
 OUTCOME = "trial.json"
 _LOOK_EVERY = 0.5  # seconds between looks for a request to stop
@@ -169,8 +169,7 @@ def run_trials(tasks: Sequence[Task], stop_requested: Callable[[], bool] = lambd
         DataError: a feature is not finite.
         LeokitError: so many do not fit the device.
     """
-    folders = [task.folder for task in tasks]
-    stop = _asked_now_and_then(tasks[0].stop, folders, stop_requested)
+    stop = _asked_now_and_then(tasks[0].stop.exists, stop_requested)
     with ExitStack() as held:
         # In one order wherever trials are shared out, so that no two processes wait for each other.
         for task in sorted(tasks, key=lambda task: task.index):
@@ -222,7 +221,7 @@ class _Trial:
             self.state = new_state(self.config, dim, device)
 
     @property
-    def _is_lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether the folder is another one by now, as of a new search at the same place, which is left alone."""
         return _inode(self.task.folder) != self._folder
 
@@ -233,7 +232,7 @@ class _Trial:
 
     def keep(self, state: State) -> None:
         """Save where it is."""
-        if self._is_lost:
+        if self.is_lost:
             return
         tensors, record = pack(state)
         more = {"validations": self.validations, "seconds": round(self.seconds, 3), "of": self.task.of}
@@ -254,7 +253,7 @@ class _Trial:
             seconds=round(self.seconds, 3),
             of=task.of,
         )
-        if self._is_lost:
+        if self.is_lost:
             return
         save_parameters(task.folder / WEIGHTS, state.best)
         manifest.write_atomically(task.folder / OUTCOME, json.dumps(asdict(self.outcome), indent=1).encode())
@@ -269,6 +268,7 @@ def _train(tasks: Sequence[Task], stop: Callable[[], bool]) -> dict[int, Outcome
     device = resolve_device(config.device)
     matrices = open_matrices(config, tasks[0].features, tasks[0].rows, device)
     trials = [_Trial(task, matrices.training.dim, device) for task in tasks]
+    stop = _asked_now_and_then(lambda: any(trial.is_lost for trial in trials), stop)
 
     def timed(*_: object) -> None:
         nonlocal now
@@ -316,12 +316,12 @@ def _kept(
     Raises:
         ArtifactError: it is damaged.
     """
-    like = pack(new_state(config, dim, torch.device("cpu")))
     try:
-        if load_state(path)[1].get("of", "") != of:
+        tensors, record = load_state(path)
+        if record.get("of", "") != of:
             return None
+        require_like(path, (tensors, record), pack(new_state(config, dim, torch.device("cpu"))))
         with fitting_state(path):
-            tensors, record = load_state(path, like)
             validations, seconds = record["validations"], float(record["seconds"])
             _check_validations(validations)
             return unpack(tensors, record, config, device), validations, seconds
@@ -345,19 +345,15 @@ def _inode(folder: Path) -> int:
         return 0
 
 
-def _asked_now_and_then(file: Path, folders: Sequence[Path], stop_requested: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether to stop: as the function says, or a file is there, or a folder was replaced, looked for now and then."""
+def _asked_now_and_then(look: Callable[[], bool], stop_requested: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether to stop: as the second says, or as a look does, which costs system calls and is had now and then."""
     looked, there = -math.inf, False
-    first: dict[Path, int] = {}
 
     def asked() -> bool:
         nonlocal looked, there
         now = time.monotonic()
         if not there and now - looked > _LOOK_EVERY:
-            found = {folder: inode for folder in folders if (inode := _inode(folder))}
-            is_replaced = any(found.get(folder) != inode for folder, inode in first.items())
-            first.update(found)
-            looked, there = now, file.exists() or is_replaced
+            looked, there = now, look()
         return there or stop_requested()
 
     return asked

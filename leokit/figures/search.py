@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leokit.figures.style import BLACK, GREY, ORANGE, written_figure
+from leokit.text import in_short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +115,7 @@ def _draw_axis(panel: "Axes", column: int, axis: Axis) -> None:
     if axis.scale == "linear":
         values = [axis.values[0] + share * (axis.values[1] - axis.values[0]) for share in (0, 0.5, 1)]
     for value in values:
-        text = _in_short(value)
+        text = in_short(value)
         last = axis.name.endswith("(%)")
         panel.annotate(
             text,
@@ -126,13 +127,6 @@ def _draw_axis(panel: "Axes", column: int, axis: Axis) -> None:
             zorder=8,
             bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75},
         )
-
-
-def _in_short(value: Any) -> str:
-    """A value as its axis names it; what is not set is none."""
-    if isinstance(value, str):
-        return value
-    return str(value).lower() if value is None or isinstance(value, bool) else f"{value:.3g}".replace("e-0", "e-")
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -258,7 +258,7 @@ def run_uncertainty(config: BenchUncertaintyConfig) -> dict[str, Any]:
     learner = make_learner(trained, config.dim)
 
     def member(samples: int) -> Member:
-        return Member(features, lambda support, ids: learner.posterior(tensors, support, ids, samples), samples)
+        return Member(features, lambda support, ids, _: learner.posterior(tensors, support, ids, samples), samples)
 
     def predict(episodes: int, samples: int, workers: int) -> None:
         predict_episodes(

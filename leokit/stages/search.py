@@ -130,10 +130,15 @@ class _Plan:
         batches = [own[at : at + self.batched] for own in alike.values() for at in range(0, len(own), self.batched)]
         return sorted(batches)
 
-    def of(self, index: int) -> str:
-        """What a trial is, as a hash, so that no other one's results are taken for its own."""
-        config = identity(self.trials[index])
-        return manifest.hash_text(manifest.canonical_json([SCHEMA, config, self.store.id, self.batched]))
+    @cached_property
+    def hashes(self) -> list[str]:
+        """What each trial is, as a hash, so that no other one's results are taken for its own."""
+        known = [[SCHEMA, identity(config), self.store.id, self.batched] for config in self.trials]
+        return [manifest.hash_text(manifest.canonical_json(each)) for each in known]
+
+    def outcome(self, index: int) -> Outcome | None:
+        """How a trial went, as far as it has got."""
+        return read_outcome(self.trial(index), self.hashes[index])
 
     def trial(self, index: int) -> Path:
         """The folder of a trial."""
@@ -233,7 +238,7 @@ def run_share(
         with _runner(plan, share=f"-{number}-of-{count}") as (runner, stop):
             _level(plan, runner, stop, own, plan.levels[-1], outcomes, _counted(on_progress, outcomes, len(own)))
         _say_failures(list(outcomes.values()), on_message)
-    trained = [done or read_outcome(plan.trial(index), plan.of(index)) for index in range(config.trials)]
+    trained = [done or plan.outcome(index) for index in range(config.trials)]
     return Share(plan.folder, len(own), sum(entry is not None for entry in trained), config.trials)
 
 
@@ -402,7 +407,7 @@ def _warn(plan: _Plan, on_message: Callable[[str], None] | None) -> None:
             f"The backbone has seen {seen} of the {len(classes)} val classes: accuracy on them, by which trials are "
             "compared, is too high.",
         )
-    there = sum(read_outcome(plan.trial(index), plan.of(index)) is not None for index in range(plan.config.trials))
+    there = sum(plan.outcome(index) is not None for index in range(plan.config.trials))
     if there:
         _say(on_message, f"Going on: {there} of {plan.config.trials} trials are there.")
 
@@ -444,14 +449,13 @@ def _level(
     for batch in plan.batches(trials):
         tasks = []
         for index in batch:
-            found = read_outcome(plan.trial(index), plan.of(index))
+            found = plan.outcome(index)
             if found is not None and found.reaches(until):
                 outcomes[index] = found
             else:
                 store, rows = plan.store.folder.absolute(), plan.rows.absolute()
-                tasks.append(
-                    Task(index, plan.trials[index], until, plan.trial(index), store, rows, stop, plan.of(index))
-                )
+                own = plan.trial(index), store, rows, stop, plan.hashes[index]
+                tasks.append(Task(index, plan.trials[index], until, *own))
         if tasks:
             batches.append(tasks)
     done = len(trials) - sum(map(len, batches))

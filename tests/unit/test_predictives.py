@@ -33,15 +33,15 @@ def learned(variant="leo", seed=0):
 
 def sampled(samples, **options):
     learner, tensors = learned(**options)
-    return Member(FEATURES, lambda support, numbers: learner.posterior(tensors, support, numbers, samples), samples)
+    return Member(FEATURES, lambda support, numbers, _: learner.posterior(tensors, support, numbers, samples), samples)
 
 
 def single(**options):
     learner, tensors = learned(**options)
-    return Member(FEATURES, lambda support, numbers: learner.weights(tensors, support, numbers))
+    return Member(FEATURES, lambda support, numbers, _: learner.weights(tensors, support, numbers))
 
 
-MEAN = Member(FEATURES, lambda support, numbers: 10 * class_mean(support))
+MEAN = Member(FEATURES, lambda support, numbers, _: 10 * class_mean(support))
 ALL = {"samples": [sampled(4)], "leo": [single()], "ensemble": [single(), single(seed=1)], "class-mean": [MEAN]}
 
 
