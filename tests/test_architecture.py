@@ -44,6 +44,7 @@ FLOORS = [
     ("leokit.parquet", 1),
     ("leokit.errors", 0),
     ("leokit.memory", 0),
+    ("leokit.waiting", 0),
     ("leokit.config", 0),
     ("leokit.manifest", 0),
     ("leokit.provenance", 0),

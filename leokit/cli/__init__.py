@@ -51,6 +51,7 @@ from leokit.config import (
     VerifyConfig,
 )
 from leokit.errors import Interrupted
+from leokit.waiting import adapt_waiting
 
 _AGAIN = 0.01  # seconds until then
 _MAIN = "From images to labels"
@@ -136,6 +137,7 @@ def main() -> None:
     """Run the command line; SIGTERM is treated as Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _ask_again
+    adapt_waiting()
     try:
         app()
     except KeyboardInterrupt:  # while the command line itself is put together

@@ -5,7 +5,6 @@ from typing import Any
 
 import typer
 
-from leokit.cli.extract import share_cores
 from leokit.cli.options import add_command
 from leokit.cli.render import Output, TableData
 from leokit.config import (
@@ -27,7 +26,6 @@ def extract(config: BenchExtractConfig, output: Output) -> None:
 
     Example: leokit bench extract images --image-size 84 --repeat 10
     """
-    share_cores()
     from leokit.stages import bench
 
     if output.dry_run:

@@ -1,6 +1,5 @@
 """`leokit extract`."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +18,6 @@ def command(config: ExtractConfig, output: Output) -> None:
 
     Example: leokit extract images --splits miniimagenet --image-size 84
     """
-    share_cores()
     from leokit.stages import extract
 
     if output.dry_run:
@@ -58,15 +56,6 @@ def _seen(facts: Mapping[str, Any]) -> list[str]:
 
     total = len(facts["counts"].get("test", {}))
     return [seen_sentence(facts["trained_on"], facts["classes_seen"]["test"], total, "test")] if total else []
-
-
-def share_cores() -> None:
-    """Let threads of the model that wait for each other sleep, while other processes decode on the same cores.
-
-    By default OpenMP's spin, which takes the cores from the workers; where all cores are busy, a model that shares them
-    was seen to be five times as slow. Read by OpenMP when torch is imported, hence before that.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _dry_run(config: ExtractConfig, output: Output) -> None:

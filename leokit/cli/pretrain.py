@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from leokit import distributed
-from leokit.cli.extract import share_cores
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import PretrainConfig
 from leokit.text import pasteable
@@ -19,8 +18,6 @@ def command(config: PretrainConfig, output: Output) -> None:
 
     Example: leokit pretrain images --splits miniimagenet --backbone wrn28_10 --precision bfloat16
     """
-    if config.cache != "memory":
-        share_cores()
     from leokit.stages import pretrain
 
     if output.dry_run:

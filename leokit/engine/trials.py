@@ -29,6 +29,7 @@ from leokit.engine.state import State, new_state, pack, unpack
 from leokit.engine.steps import Diverged
 from leokit.errors import ArtifactError, LeokitError
 from leokit.runs import STATE, WEIGHTS, fitting_state, load_state, require_like, save_parameters, save_state
+from leokit.waiting import adapt_waiting
 
 OUTCOME = "trial.json"
 _LOOK_EVERY = 0.5  # seconds between looks for a request to stop
@@ -194,6 +195,7 @@ def run_in_process(tasks: Sequence[Task], parent: int) -> list[Outcome | None]:
         tasks: as there.
         parent: the process that started the worker; given, as one that died before this began would not be known.
     """
+    adapt_waiting()
     with stop_requests() as requested:
         return run_trials(tasks, lambda: requested() or os.getppid() != parent)
 

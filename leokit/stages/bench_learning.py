@@ -53,7 +53,8 @@ from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference
 from leokit.leo.learners import make_learner
 from leokit.leo.sets import penalties
 from leokit.space import Space, trial_config
-from leokit.stages.meta_train.processes import processes_at_a_time, room_for
+from leokit.stages.meta_train.processes import processes_at_a_time
+from leokit.waiting import adapt_waiting
 
 CLASSES = 20
 
@@ -128,7 +129,7 @@ def run_seeds(config: BenchSeedsConfig) -> dict[str, Any]:
             delayed(_take_in_process)(run, arrays, config.steps, threads) for run in runs
         )
     turns: list[dict[str, tuple[float, float]]] = []  # seconds, and those of the processor
-    with room_for(jobs), parallel if jobs > 1 else nullcontext():
+    with parallel if jobs > 1 else nullcontext():
         for _ in range(1 + config.rounds):  # the first one starts processes and captures graphs
             turns.append({})
             for name, way in ways.items():
@@ -170,6 +171,7 @@ def _take(steps: Steps, state: State, count: int) -> None:
 
 def _take_in_process(config: MetaTrainConfig, features: MatrixArrays, count: int, threads: int) -> None:
     """Steps of a run in a process of its own, with as many threads as alone, so that its bits are the same."""
+    adapt_waiting()
     torch.set_num_threads(threads)
     matrix = FeatureMatrix.of(features)
     _take(make_steps(config, matrix), new_state(config, matrix.dim, torch.device("cpu")), count)

@@ -8,7 +8,6 @@ import socket
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import leokit as leokit_package
@@ -16,7 +15,6 @@ from leokit.config import MetaTrainConfig, build, with_preset
 from leokit.errors import Interrupted, LeokitError, UsageError
 from leokit.runs import load_state
 from leokit.stages import meta_train
-from leokit.stages.meta_train.processes import room_for
 from tests.e2e.conftest import make_store
 from tests.processes import HAS_PROC, ended, killed_after, start, workers_of_this_process
 
@@ -244,16 +242,3 @@ def test_ranks_stop_together_and_a_lost_one_ends_the_job(store, tmp_path, on_ran
     assert "The last state that was kept is whole" in said.read_text()
     assert kept_step(run) > step
     assert all(bool(value.isfinite().all()) for value in load_file(run / STATE).values())
-
-
-@pytest.mark.parametrize(
-    ("own", "jobs", "expected"), [(None, 1, None), (None, 10_000, "PASSIVE"), ("ACTIVE", 10_000, "ACTIVE")]
-)
-def test_threads_sleep_only_where_processes_have_more_than_there_are_cores(monkeypatch, own, jobs, expected):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if own:
-        monkeypatch.setenv("OMP_WAIT_POLICY", own)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with room_for(jobs):
-        assert os.environ.get("OMP_WAIT_POLICY") == expected
-    assert os.environ.get("OMP_WAIT_POLICY") == own

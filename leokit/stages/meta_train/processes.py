@@ -24,6 +24,7 @@ from leokit.errors import Interrupted, LeokitError
 from leokit.stages.meta_train.folder import RunFolder
 from leokit.stages.meta_train.group import Group, stopped_at
 from leokit.stages.meta_train.sources import Sources, open_features
+from leokit.waiting import adapt_waiting
 
 _LOOK_EVERY = 0.2  # seconds between looks at what processes have done
 
@@ -31,23 +32,6 @@ _LOOK_EVERY = 0.2  # seconds between looks at what processes have done
 def processes_at_a_time(jobs: int | None) -> int:
     """Processes at a time: by default as many as the cores have room for, each with the threads of a run alone."""
     return jobs or max(1, default_workers() // torch.get_num_threads())
-
-
-@contextmanager
-def room_for(jobs: int) -> Iterator[None]:
-    """Let threads that wait for each other sleep, in so many processes started within, where they outnumber the cores.
-
-    By default OpenMP's spin, which takes the cores from the other processes; where there is room for all, sleep makes
-    small steps two to three times as slow. Read by OpenMP as a process imports torch.
-    """
-    crowded = "OMP_WAIT_POLICY" not in os.environ and jobs * torch.get_num_threads() > default_workers()
-    if crowded:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    try:
-        yield
-    finally:
-        if crowded:
-            del os.environ["OMP_WAIT_POLICY"]
 
 
 class _Outcome(NamedTuple):
@@ -98,7 +82,7 @@ def in_processes(group: Group, seeds: list[RunFolder], config: MetaTrainConfig) 
                 shown = steps
 
         try:
-            with room_for(jobs), _every(_LOOK_EVERY, look):
+            with _every(_LOOK_EVERY, look):
                 for outcome in parallel(tasks):
                     for message in outcome.messages:
                         group.say(message)
@@ -132,6 +116,7 @@ def _train_in_process(
 
     The number of threads is that of a run alone, for the last bits of a product of matrices hang on it.
     """
+    adapt_waiting()
     torch.set_num_threads(threads)
     messages: list[str] = []
     steps = _Board(board)
