@@ -38,6 +38,14 @@ class Argument:
 
 
 Place = Annotated[Path | None, Outside()]
+ClassLevel = Annotated[
+    str | None,
+    Resolved(),
+    Doc(
+        "Which folders are the classes: a number, 1 for the outermost folders; or path, the innermost ones, called by "
+        "their path (default: the innermost ones, called by their name)."
+    ),
+]
 Seed = Annotated[int, Ge(0), Lt(2**63), Doc("Seed of every draw; the same seed gives the same result.")]
 Work = Annotated[Path, Outside(), Doc("Work folder: where inputs are looked for and outputs go unless named.")]
 Device = Annotated[str, Outside(), Doc("auto, cpu, cuda, cuda:N or mps.")]
@@ -125,9 +133,11 @@ class ExtractConfig:
         Resolved(),
         Doc(
             "miniimagenet, tieredimagenet, random:TRAIN/VAL/TEST (numbers of classes), a CSV file class_name,split, "
-            "or a folder with train.csv, val.csv, test.csv (default: splits.csv in the image tree)."
+            "or a folder with train.csv, val.csv, test.csv (default: splits.csv in the image tree, else its folders "
+            "train, val and test)."
         ),
     ] = None
+    class_level: ClassLevel = None
     backbone: Annotated[str, Doc("Name of a timm model; or wrn28_10 and its family.")] = "tf_efficientnet_lite0"
     backbone_run: Annotated[
         Path | None,
@@ -190,6 +200,7 @@ class PretrainConfig:
     images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
     out: Annotated[Place, Doc("Folder of the backbone (default: WORK/backbone).")] = None
     splits: Annotated[str | None, Resolved(), Doc("The splits, as extract takes them.")] = None
+    class_level: ClassLevel = None
     classes: Annotated[
         Literal["train", "train+val"],
         Doc("Whose images to train on; with val, no few-shot accuracy on val can select the weights."),
@@ -273,6 +284,7 @@ class BenchExtractConfig:
     """Options of `leokit bench extract`."""
 
     images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
+    class_level: ClassLevel = None
     repeat: Annotated[int, Ge(1), Outside(), Doc("How often to go through the images.")] = 1
     backbone: Annotated[str, Doc("Name of a timm model.")] = ExtractConfig.backbone
     weights: Annotated[
@@ -389,8 +401,11 @@ class SplitsCheckConfig:
 
     images: Annotated[Path, Argument(), Outside(), Doc("Image tree: a folder for each class.")]
     splits: Annotated[
-        str | None, Outside(), Doc("The splits, as extract takes them (default: splits.csv in the image tree).")
+        str | None,
+        Outside(),
+        Doc("The splits, as extract takes them (default: the splits.csv or the folders train, val, test of the tree)."),
     ] = None
+    class_level: ClassLevel = None
     seed: Seed = 0
 
 
@@ -723,7 +738,10 @@ StudyEpisodes = Annotated[
 Support = Annotated[
     Path | None,
     Resolved(),
-    Doc("A folder for each class with one image or more, or a CSV file image,label (paths as seen from the file)."),
+    Doc(
+        "A folder for each class with one image or more, or a CSV file image,label (paths as seen from the file or the "
+        "working directory)."
+    ),
 ]
 RunPlace = Annotated[Path | None, Resolved(), Doc("The run (default: the only one in WORK/runs).")]
 RunFeatures = Annotated[Place, Doc("Features that the run was trained on (default: where they were then).")]
@@ -740,6 +758,7 @@ class FitConfig:
 
     run: RunPlace = None
     support: Support = None
+    class_level: ClassLevel = None
     out: Annotated[Place, Doc("Folder of the classifier (default: WORK/classifier).")] = None
     method: Method = "auto"
     samples: PosteriorSamples = 0
@@ -766,6 +785,7 @@ class PredictConfig:
     query: Annotated[tuple[Path, ...], Outside(), Doc("The same by an option, which may be given several times.")] = ()
     run: RunPlace = None
     support: Support = None
+    class_level: ClassLevel = None
     classifier: Annotated[
         Path | None, Resolved(), Doc("A classifier that leokit fit made, in place of --run and --support.")
     ] = None

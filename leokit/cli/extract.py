@@ -61,7 +61,7 @@ def _seen(facts: Mapping[str, Any]) -> list[str]:
 def _dry_run(config: ExtractConfig, output: Output) -> None:
     from leokit.stages import extract
 
-    plan = extract.plan(config)
+    plan = extract.plan(config, output.note)
     estimate = extract.estimate(config, plan)
     out = extract.default_out(config)
     data = {"out": str(out), "counts": plan.counts, "files": len(plan.shards), **asdict(estimate)}

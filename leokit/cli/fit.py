@@ -17,7 +17,7 @@ def command(config: FitConfig, output: Output) -> None:
     from leokit.stages import fit
 
     if output.dry_run:
-        output.plan(fit.dry_run(config), "Would fit")
+        output.plan(fit.dry_run(config, output.note), "Would fit")
         return
     with output.progress("Fitting") as progress:
         fitted = fit.run(config, on_progress=progress, on_message=output.note)

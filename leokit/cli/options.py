@@ -120,13 +120,16 @@ def _run(
 
 
 def _check_named(config: Any) -> None:
-    """Refuse a folder that is named and not there, before the seconds that the import of torch takes.
+    """Refuse a folder that is named and not there, and a wrong level, before the seconds that torch's import takes.
 
     Raises:
-        ArtifactError, DataError: as the stage would.
+        ArtifactError, DataError, UsageError: as the stage would.
     """
     from leokit import manifest
+    from leokit.images.classes import check_level
     from leokit.images.scan import scan
+
+    check_level(getattr(config, "class_level", None))
 
     if not getattr(config, "card", True):  # a report's --run is its card's alone, and the stage says so
         return

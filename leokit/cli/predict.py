@@ -31,7 +31,7 @@ def command(config: PredictConfig, output: Output) -> None:
     from leokit.stages import predict
 
     if output.dry_run:
-        output.plan(predict.dry_run(config), "Would predict")
+        output.plan(predict.dry_run(config, output.note), "Would predict")
         return
     said: list[str] = []
 
@@ -62,6 +62,9 @@ def command(config: PredictConfig, output: Output) -> None:
                 is_read = False
         if is_read:
             show.end()
+        told_of = found.left_alone()
+        if told_of:
+            output.note(told_of)
     told = f", {unknown} of them unknown" if found.classifier.withheld.unknown is None and config.unknown_rate else ""
     output.note(f"{images} image{'s'[: images != 1]}{told}.")
     if config.csv:

@@ -21,7 +21,7 @@ def command(config: PretrainConfig, output: Output) -> None:
     from leokit.stages import pretrain
 
     if output.dry_run:
-        planned = pretrain.plan(config)
+        planned = pretrain.plan(config, output.note)
         counts = {"trained on": planned.training, "held out": planned.held_out, "meta-val": planned.val}
         classes = {"trained on": planned.classes, "held out": planned.classes, "meta-val": planned.val_classes}
         rows = [[name, str(len(classes[name])), str(len(images))] for name, images in counts.items()]

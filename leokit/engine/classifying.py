@@ -109,7 +109,9 @@ def prepare(config: FitConfig, on_message: Tell) -> Prepared:
     run = open_run(chain.only_run(config.work, config.run))
     if config.method != "auto" or config.samples:
         check_method(run, LEO if config.method == "auto" else config.method, config.samples)
-    tree = read_support(config.support)
+    tree = read_support(config.support, config.class_level)
+    for sentence in tree.said:
+        on_message(sentence)
     empty = empty_folders(config.support, tree)
     if empty:
         more = ", …" if len(empty) > _NAMED else ""

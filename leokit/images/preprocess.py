@@ -12,8 +12,10 @@ import os
 import stat
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -21,6 +23,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from leokit.images import kinds
 
 CropMode = Literal["center", "squash", "border"]
 Views = Literal["center", "flip", "ten-crop"]
@@ -43,7 +47,6 @@ _TURNS: Mapping[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # none that runs a program, as EPS
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV", "RGBX")
 _DEEP_FORMATS = ("PNG", "PPM")  # whose mode "I" (32 bits) Pillow fills from 16 bits
 
@@ -118,7 +121,15 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd EXIF and large images: it reads them all the same
-        return fit(_read_rgb(BytesIO(data), preprocessing), preprocessing)
+        try:
+            return fit(_read_rgb(BytesIO(data), preprocessing), preprocessing)
+        except UnidentifiedImageError as error:
+            plugin = kinds.PLUGINS.get(kinds.format_of_head(data[: kinds.HEAD]) or "")
+            if plugin:
+                raise UnreadableImage(
+                    f"a {plugin.title} image, which Pillow reads by a plugin: pip install {plugin.package}"
+                ) from error
+            raise UnreadableImage("not an image of a kind that Pillow reads") from error
 
 
 def read_file(path: Path, span: Span | None = None) -> bytes:
@@ -139,7 +150,7 @@ def read_file(path: Path, span: Span | None = None) -> bytes:
             file.seek(offset)
             data = file.read(size)
     except IsADirectoryError as error:
-        raise UnreadableImage("no regular file") from error
+        raise UnreadableImage("a folder without images") from error
     except FileNotFoundError as error:
         raise UnreadableImage("no such file (a broken link?)") from error
     except PermissionError as error:
@@ -167,10 +178,8 @@ def _read_rgb(file: BinaryIO, preprocessing: Preprocessing) -> Image.Image:
         image.load()
         rgb, turn = to_rgb(image), _turn(image)
         return rgb if turn is None else rgb.transpose(turn)
-    except (UnreadableImage, PermissionError, FileNotFoundError):
+    except (UnreadableImage, UnidentifiedImageError, PermissionError, FileNotFoundError):
         raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image of a kind that Pillow reads") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large: more than {MAX_PIXELS} pixels") from error
     except MemoryError as error:
@@ -183,9 +192,13 @@ def _read_rgb(file: BinaryIO, preprocessing: Preprocessing) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """The formats that are read, as far as this build of Pillow has them."""
+    """The formats that are read, none of which runs a program as EPS does, as far as this Pillow has them."""
     Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+    for name, plugin in kinds.PLUGINS.items():
+        if kinds.missing_plugin(name) is None:
+            with suppress(Exception):  # a plugin for another Pillow raises what it likes: its images are not read then
+                import_module(plugin.module)
+    return [name for name in dict.fromkeys(kinds.FORMATS.values()) if name in Image.OPEN]
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

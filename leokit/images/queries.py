@@ -4,7 +4,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,9 @@ _LONGEST = 2**16  # bytes of a line of a list; no system has longer paths
 _PAUSE = 0.05  # seconds without a further image after which those that are there go on
 
 
-def find_images(places: Sequence[Path], listing: BinaryIO | None = None) -> Iterator[str]:
+def find_images(
+    places: Sequence[Path], listing: BinaryIO | None = None, leave: Callable[[str], None] = lambda path: None
+) -> Iterator[str]:
     """The images that places stand for, in order, as `escape` gives their paths.
 
     A folder stands for all images in it at any depth; one without any, and a file of any name, stand for themselves:
@@ -26,6 +28,7 @@ def find_images(places: Sequence[Path], listing: BinaryIO | None = None) -> Iter
     Args:
         places: paths, or `-`.
         listing: what to read in place of standard input.
+        leave: called with what a folder holds beside images, see `images_under`.
 
     Raises:
         DataError: a list with a line that is longer than any path.
@@ -33,9 +36,9 @@ def find_images(places: Sequence[Path], listing: BinaryIO | None = None) -> Iter
     for place in places:
         if place == STDIN:
             for path in _lines(listing or sys.stdin.buffer):
-                yield from _of(Path(os.fsdecode(path)))
+                yield from _of(Path(os.fsdecode(path)), leave)
         else:
-            yield from _of(place)
+            yield from _of(place, leave)
 
 
 def _lines(listing: BinaryIO) -> Iterator[bytes]:
@@ -47,13 +50,13 @@ def _lines(listing: BinaryIO) -> Iterator[bytes]:
             yield path
 
 
-def _of(path: Path) -> Iterator[str]:
+def _of(path: Path, leave: Callable[[str], None]) -> Iterator[str]:
     itself = escape(os.fsencode(path))
     if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
         yield itself
         return
     empty = True
-    for image in images_under(path):
+    for image in images_under(path, leave):
         empty = False
         yield image
     if empty:

@@ -3,22 +3,27 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from leokit.errors import DataError
-from leokit.images import archives
+from leokit.images import archives, kinds
+from leokit.images.classes import read_classes
 from leokit.manifest import MANIFEST
 from leokit.splits import SPLITS_FILE
 
 Member = tuple[str, tuple[int, int]]  # archive, and offset and length in bytes
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split())
+# What systems put beside a user's files: thumbnails, deleted files, earlier states.
+SYSTEM_FOLDERS = frozenset(
+    (b"@eaDir", b"@__thumb", b"@Recycle", b"#recycle", b"#snapshot", b"$RECYCLE.BIN", b"System Volume Information")
+) | {b"__MACOSX", b"lost+found"}
 
 _DEEPEST, _WAYS = 100, 100  # folders inside of each other, and links to one folder
 _ESCAPE = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))?")
-_HELD_OUT = ("val", "test")  # beside `train` in the layout of ILSVRC
+_NAMED = 5  # files that a message names
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,17 @@ class ImageTree:
             bytewise order too; names and paths as `escape` gives them.
         ignored: every other file, and every folder that was not entered (with a `/` at its end).
         members: of each image in an archive, the archive (as a path like those of images) and its span of bytes there.
+        division: for each of train, val, test the classes in the folder of that name, where each such folder has
+            classes of its own; else empty.
+        said: what a user should know of how the tree was read, a sentence each.
     """
 
     root: Path
     classes: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...]
     members: Mapping[str, Member] = field(default_factory=dict)
+    division: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     def path(self, image: str) -> Path:
         """The file that holds an image."""
@@ -86,32 +96,70 @@ def unescape(text: str) -> bytes:
     return _ESCAPE.sub(byte, text.encode("utf-8"))
 
 
-def scan(root: Path) -> ImageTree:
+def scan(root: Path, class_level: str | None = None) -> ImageTree:
     """Find the classes of an image tree.
 
     A class is a folder that directly holds images, at any depth, and is called as the folder is; or a tar archive of
-    images, called as the archive without its suffix, whose images have paths as `n01440764.tar/n01440764_1.JPEG`. In
-    the layout of ILSVRC, where all of them lie under `train`, `val` and `test`, those under `train` are taken, and the
-    others with them unless a class of theirs is in `train` as well (held-out images of the same classes). Hidden files
-    and folders, and files that are no images by their suffix, are left alone and listed.
+    images, called as the archive without its suffix, whose images have paths as `n01440764.tar/n01440764_1.JPEG`. A
+    folder `images` that each class has is no class of its own. Where all of them lie under `train`, `val` and `test`
+    (or `training`, `validation`, `valid`, `testing`), those under `train` are taken, and the others with them unless a
+    class of theirs is in `train` as well (held-out images of the same classes). Hidden files and folders, folders of
+    systems as `@eaDir`, and files that are no images by their suffix and first bytes are left alone and listed.
+
+    Args:
+        root: the folder to look through.
+        class_level: which folders are classes: the number of their level below the root, or `path` (see
+            `read_classes`).
 
     Raises:
-        DataError: no such folder, a folder or archive that cannot be read, no images, or two of one class name.
+        DataError: no such folder, a folder or archive that cannot be read, no images, two of one class name, or images
+            at two depths of one branch.
+        UsageError: a class level that is none.
     """
     if not root.is_dir():
         raise DataError(f"There is no image folder at {root}: give a folder with one folder of images per class.")
     found = _Found()
     _walk(os.fsencode(root), b"", (), found)
-    folders = _taken(found.folders)
-    if not folders:
-        loose = " There are images, but in no folder that names their class." if found.loose else ""
+    reading = read_classes(found.folders, class_level)
+    if not reading.classes:
+        loose = " There are images, but in no folder that names their class." if found.loose or found.folders else ""
         raise DataError(
             f"{root} has no images in folders: a class is a folder, or a .tar, of images "
-            f"({' '.join(sorted(SUFFIXES))}).{loose}"
+            f"({' '.join(sorted(kinds.FORMATS))}).{loose}{''.join(f' {text}' for text in _unread(found))}"
         )
-    left_out = [image for folder, images in found.folders.items() if folder not in folders for image in images]
+    taken = {folder for folders in reading.classes.values() for folder in folders}
+    left_out = [image for folder, images in found.folders.items() if folder not in taken for image in images]
     ignored = _bytewise([*found.ignored, *found.loose, *left_out])
-    return ImageTree(root, _by_class(folders), tuple(ignored), found.members)
+    classes = {
+        name: tuple(_bytewise([image for folder in reading.classes[name] for image in found.folders[folder]]))
+        for name in _bytewise(list(reading.classes))
+    }
+    division = {split: tuple(_bytewise(reading.division[split])) for split in reading.division}
+    said = [text for text in (left_alone(ignored), *_unread(found), _by_content(found), reading.note) if text]
+    return ImageTree(root, classes, tuple(ignored), found.members, division, tuple(said))
+
+
+def left_alone(ignored: Sequence[str], wanted: str = "images of a class") -> str | None:
+    """A sentence on files and folders that are none of the wanted, where there are any."""
+    return f"Left alone, being no {wanted}: {_listed(ignored)}." if ignored else None
+
+
+def _unread(found: "_Found") -> list[str]:
+    """A sentence on the images of each format that needs a plugin."""
+    return [
+        f"{plugin.title} images left alone: {_listed(images)}. Pillow reads them by a plugin: "
+        f"pip install {plugin.package}."
+        for plugin, images in found.unread.items()
+    ]
+
+
+def _by_content(found: "_Found") -> str | None:
+    said = "Images by their content, though not by their suffix"
+    return f"{said}: {_listed(found.by_content)}." if found.by_content else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''})"
 
 
 @dataclass
@@ -122,14 +170,17 @@ class _Found:
     loose: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     members: dict[str, Member] = field(default_factory=dict)
+    by_content: list[str] = field(default_factory=list)
+    unread: dict[kinds.Plugin, list[str]] = field(default_factory=lambda: defaultdict(list))
     met: Counter[tuple[int, int]] = field(default_factory=Counter)  # how often each folder, by links maybe
 
     def add_archive(self, top: bytes, path: bytes) -> None:
         """Add what an archive holds, which counts as a folder."""
-        archive, images = escape(path), []
-        for name, offset, size in archives.index(Path(os.fsdecode(os.path.join(top, path)))):
-            image = f"{archive}/{escape(name)}"
-            if _is_image_name(os.path.basename(name)) and not {b"", b".."} & {*name.split(b"/")}:
+        archive, images, file = escape(path), [], os.path.join(top, path)
+        for name, offset, size in archives.index(Path(os.fsdecode(file))):
+            image, parts = f"{archive}/{escape(name)}", {*name.split(b"/")}
+            sound = not parts & (SYSTEM_FOLDERS | {b"", b".."})
+            if sound and self.is_image(image, os.path.basename(name), partial(kinds.read_head, file, offset)):
                 images.append(image)
                 self.members[image] = (archive, (offset, size))
             else:
@@ -138,6 +189,16 @@ class _Found:
             raise DataError(f"The archive {archive} of {os.fsdecode(top)} has two images of one name: make it again.")
         if images:
             self.folders[archive] = images
+
+    def is_image(self, image: str, name: bytes, head: Callable[[], bytes]) -> bool:
+        """Whether a file is an image that can be read, by its name or its first bytes."""
+        kind = kinds.format_of(name, head)
+        plugin = kinds.missing_plugin(kind)
+        if plugin:
+            self.unread[plugin].append(image)
+        elif kind and kinds.suffix_of(name) not in kinds.FORMATS:
+            self.by_content.append(image)
+        return kind is not None and plugin is None
 
 
 def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found: _Found) -> None:
@@ -163,15 +224,20 @@ def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found
     for entry in listed:
         path = os.path.join(relative, entry.name)
         if _is_folder(entry):
-            if entry.name.startswith(b"."):
+            if entry.name.startswith(b".") or entry.name in SYSTEM_FOLDERS:
                 found.ignored.append(escape(path) + "/")
             else:
                 _walk(top, path, (*above, here), found)
-        elif _is_image(entry):
-            images.append(escape(path))
         elif _is_archive(entry):
             found.add_archive(top, path)
-        elif os.fsdecode(path) not in (SPLITS_FILE, MANIFEST):
+        elif os.fsdecode(path) in (SPLITS_FILE, MANIFEST):
+            continue
+        # A broken link is an image that cannot be read; a named pipe is none.
+        elif (entry.is_symlink() or entry.is_file()) and found.is_image(
+            escape(path), entry.name, partial(kinds.read_head, os.path.join(top, path))
+        ):
+            images.append(escape(path))
+        else:
             found.ignored.append(escape(path))
     if images and relative:
         found.folders[escape(relative)] = images
@@ -186,16 +252,15 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _is_image(entry: os.DirEntry[bytes]) -> bool:
-    """Whether a file is an image by its name; a broken link is one (that cannot be read), a named pipe is none."""
-    return _is_image_name(entry.name) and (entry.is_symlink() or entry.is_file())
-
-
-def images_under(folder: Path) -> Iterator[str]:
+def images_under(folder: Path, leave: Callable[[str], None]) -> Iterator[str]:
     """The images of a folder at any depth, as `escape` gives their paths; bytewise by name, a folder's own ones first.
 
-    Hidden files and folders are left alone. Links to folders are followed, but for those that lead back to where they
-    are.
+    Links to folders are followed, but for those that lead back to where they are.
+
+    Args:
+        folder: to look through.
+        leave: called with each other file, and each folder that is not entered (with a `/` at its end): hidden ones
+            and those of systems.
     """
     top = os.fsencode(folder)
     above: dict[bytes, tuple[tuple[int, int] | None, ...]] = {
@@ -203,10 +268,21 @@ def images_under(folder: Path) -> Iterator[str]:
     }  # of each folder to come, itself and those that it lies in
     for place, folders, files in os.walk(top, followlinks=True):
         chain = above.pop(place)
-        inside = {name: _identity(os.path.join(place, name)) for name in sorted(folders) if not name.startswith(b".")}
-        folders[:] = [name for name, identity in inside.items() if identity not in chain]
+        inside = {name: _identity(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [
+            name
+            for name, identity in inside.items()
+            if identity not in chain and not name.startswith(b".") and name not in SYSTEM_FOLDERS
+        ]
         above |= {os.path.join(place, name): (*chain, inside[name]) for name in folders}
-        yield from (escape(os.path.join(place, name)) for name in sorted(files) if _is_image_name(name))
+        for name in inside.keys() - set(folders):
+            leave(escape(os.path.join(place, name)) + "/")
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if kinds.format_of(name, partial(kinds.read_head, path)):
+                yield escape(path)
+            else:
+                leave(escape(path))
 
 
 def _identity(folder: bytes) -> tuple[int, int] | None:
@@ -218,45 +294,8 @@ def _identity(folder: bytes) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _is_image_name(name: bytes) -> bool:
-    return not name.startswith(b".") and _suffix(name) in SUFFIXES
-
-
 def _is_archive(entry: os.DirEntry[bytes]) -> bool:
-    return not entry.name.startswith(b".") and _suffix(entry.name) == archives.SUFFIX and entry.is_file()
-
-
-def _suffix(name: bytes) -> str:
-    return os.path.splitext(name)[1].decode("ascii", "replace").lower()
-
-
-def _taken(folders: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The folders that are classes: all, but in the layout of ILSVRC those of `train` before those of the others."""
-    tops = {folder: folder.partition("/")[0] for folder in folders}
-    train = {folder for folder, top in tops.items() if top == "train" and folder != "train"}
-    if not train or "train" in folders or not set(tops.values()) <= {"train", *_HELD_OUT}:
-        return dict(folders)
-    nested = {folder for folder in folders if folder not in _HELD_OUT}
-    clash = {_name(folder) for folder in train} & {_name(folder) for folder in nested - train}
-    return {folder: images for folder, images in folders.items() if folder in (train if clash else nested)}
-
-
-def _by_class(folders: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    by_name = defaultdict(list)
-    for folder in folders:
-        by_name[_name(folder)].append(folder)
-    for name, same in by_name.items():
-        if len(same) > 1:
-            raise DataError(
-                f"Two folders are called {name!r}: {same[0]!r} and {same[1]!r}. A class is one folder "
-                "(or .tar) of images; rename one, or move its images into the other."
-            )
-    return {name: tuple(_bytewise(folders[by_name[name][0]])) for name in _bytewise(list(by_name))}
-
-
-def _name(folder: str) -> str:
-    name = folder.rpartition("/")[2]
-    return name[: -len(archives.SUFFIX)] if name.lower().endswith(archives.SUFFIX) else name
+    return not entry.name.startswith(b".") and kinds.suffix_of(entry.name) == archives.SUFFIX and entry.is_file()
 
 
 def _bytewise(names: Sequence[str]) -> list[str]:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from leokit.splits.resolving import find_images, read_listing, resolve
+from leokit.splits.resolving import Division, find_images, read_listing, resolve
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class Coverage:
 
 
 def coverage(
-    spec: str | None, images: Path, available: Mapping[str, Sequence[str]], seed: int = 0
+    spec: str | None,
+    images: Path,
+    available: Mapping[str, Sequence[str]],
+    seed: int = 0,
+    division: Division = MappingProxyType({}),
 ) -> dict[str, Coverage]:
     """What an image tree holds of each split, and what of it is missing.
 
@@ -34,6 +39,7 @@ def coverage(
         images: root of the image tree.
         available: the images of each class there, as paths relative to the root.
         seed: of a random division.
+        division: the classes in folders train, val and test of the tree, see `ImageTree`.
 
     Raises:
         DataError: the list itself is wrong; a random division needs more classes than there are.
@@ -41,7 +47,7 @@ def coverage(
     if spec is not None and spec.startswith("random:"):
         divided = resolve(spec, images, available, seed).images(available)
         return {split: Coverage(tuple(classes), (), _total(classes)) for split, classes in divided.items()}
-    listing = read_listing(spec, images)
+    listing = read_listing(spec, images, division)
     covered = {}
     for split, names in listing.classes.items():
         present = tuple(name for name in names if name in available)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,15 +74,25 @@ class Listing:
     images: Mapping[str, tuple[ListedImage, ...]] = field(default_factory=dict)
 
 
-def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str]], seed: int) -> Splits:
+Division = Mapping[str, Sequence[str]]  # the classes of each split
+
+
+def resolve(
+    spec: str | None,
+    images: Path,
+    available: Mapping[str, Sequence[str]],
+    seed: int,
+    division: Division = MappingProxyType({}),
+) -> Splits:
     """The splits that a user named, checked against the classes and images of a tree.
 
     Args:
         spec: a name in `BUILT_IN`, `random:TRAIN/VAL/TEST`, a CSV file of classes, a folder of image lists, or None
-            for the `splits.csv` in the tree.
+            for what the tree says itself: its `splits.csv`, else `division`.
         images: root of the image tree.
         available: the images of each class there, as paths relative to the root.
         seed: of a random division.
+        division: the classes in folders train, val and test of the tree, see `ImageTree`.
 
     Raises:
         UsageError: no such list or file, or a random division that is none.
@@ -89,20 +100,21 @@ def resolve(spec: str | None, images: Path, available: Mapping[str, Sequence[str
             split; too few classes for a random division; a list with another header.
     """
     if spec is not None and spec.startswith("random:"):
-        return _random(spec, available, seed)
-    listing = read_listing(spec, images)
+        return replace(_random(spec, available, seed), note=_mixing_note(spec, division))
+    listing = read_listing(spec, images, division)
     _check_present(listing, available)
     splits = Splits(listing.classes, listing.source, _choose(listing.images, available))
     return replace(splits, note=_built_in_note(splits, available))
 
 
-def read_listing(spec: str | None, images: Path | None = None) -> Listing:
+def read_listing(spec: str | None, images: Path | None = None, division: Division = MappingProxyType({})) -> Listing:
     """The classes of each split as a list gives them, whatever images there are.
 
     Args:
-        spec: a name in `BUILT_IN`, a CSV file of classes, a folder of image lists, or None for the `splits.csv` in
-            the tree. A random division is none: it follows from a tree.
+        spec: a name in `BUILT_IN`, a CSV file of classes, a folder of image lists, or None for what the tree says:
+            its `splits.csv`, else `division`. A random division is none: it follows from a tree.
         images: root of the image tree, where there is one.
+        division: the classes in its folders train, val and test, see `ImageTree`.
 
     Raises:
         UsageError: no such list.
@@ -110,7 +122,7 @@ def read_listing(spec: str | None, images: Path | None = None) -> Listing:
     """
     if spec is None:
         if images is None or not (images / SPLITS_FILE).is_file():
-            raise DataError(f"Nothing says which classes are for training, validation and test. Give {_WAYS_TO_SAY}.")
+            return _by_folders(division)
         return _whole_classes(read_class_list(images / SPLITS_FILE), "class list")
     if spec in BUILT_IN:
         with as_file(files("leokit.splits") / f"{spec}.csv") as path:
@@ -120,6 +132,35 @@ def read_listing(spec: str | None, images: Path | None = None) -> Listing:
     if os.path.isfile(spec):
         return _whole_classes(read_class_list(Path(spec)), "class list")
     raise UsageError(f"splits = {spec!r}: no such list, file or folder. Name {_WAYS_TO_SAY}.")
+
+
+def _by_folders(division: Division) -> Listing:
+    """The division that folders train, val and test make, each of which has classes of its own.
+
+    Raises:
+        DataError: there are no such folders, or not all three.
+    """
+    missing = [split for split in SPLIT_NAMES if split not in division]
+    if not missing:
+        classes = {split: tuple(_bytewise(division[split])) for split in SPLIT_NAMES}
+        return Listing(classes, "folders train, val, test", "the folders train, val and test")
+    told = ""
+    if division:
+        counts = " and ".join(f"{len(names)} in its {split} folder" for split, names in division.items())
+        told = f" The image tree has {counts}, but none for {' or '.join(missing)}: move some folders there."
+    raise DataError(
+        f"Nothing says which classes are for training, validation and test.{told} {'Or give' if told else 'Give'} "
+        f"{_WAYS_TO_SAY}."
+    )
+
+
+def _mixing_note(spec: str, division: Division) -> str | None:
+    """That a random division mixes classes which the tree holds apart."""
+    if not division:
+        return None
+    *others, last = division
+    whole = " Without --splits they are the division." if len(division) == len(SPLIT_NAMES) else ""
+    return f"{spec} mixes the classes of the folders {', '.join(others)} and {last}, which share none.{whole}"
 
 
 def _built_in_note(splits: Splits, available: Mapping[str, Sequence[str]]) -> str | None:
@@ -209,20 +250,30 @@ def _choose(
 
 def find_images(entries: Sequence[ListedImage], images: Sequence[str]) -> dict[ListedImage, str | None]:
     """For each row of an image list the image that it names, out of those of its class; None where it is not there."""
-    of_name = {PurePosixPath(image).name: image for image in images}
+    of_name = defaultdict(list)
+    for image in images:
+        of_name[PurePosixPath(image).name].append(image)
     return {entry: _find(entry, of_name) for entry in entries}
 
 
-def _find(entry: ListedImage, of_name: Mapping[str, str]) -> str | None:
+def _find(entry: ListedImage, of_name: Mapping[str, Sequence[str]]) -> str | None:
     """The image of the tree that a list names: by its file name in the class, or by the end of its path."""
     path = PurePosixPath(entry.image)
     if path.is_absolute() or PureWindowsPath(entry.image).is_absolute() or ".." in path.parts:
         raise DataError(
             f"{entry.where}: {entry.image!r} leads out of the image tree; name files inside of it, without '..'."
         )
-    image = of_name.get(path.name)
-    unpacked = f"/{image}".replace(".tar/", "/")  # as the path would be were the archive a folder
-    return image if image is not None and (f"/{image}".endswith(f"/{path}") or unpacked.endswith(f"/{path}")) else None
+    found = []
+    for image in of_name.get(path.name, ()):
+        unpacked = f"/{image}".replace(".tar/", "/")  # as the path would be were the archive a folder
+        if f"/{image}".endswith(f"/{path}") or unpacked.endswith(f"/{path}"):
+            found.append(image)
+    if len(found) > 1:
+        raise DataError(
+            f"{entry.where}: {entry.image!r} may be {found[0]!r} or {found[1]!r} of class {entry.class_name!r}; write "
+            "more of its path."
+        )
+    return found[0] if found else None
 
 
 def _by_split(split_of: Mapping[str, str], source: str) -> dict[str, tuple[str, ...]]:

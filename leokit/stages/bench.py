@@ -85,7 +85,7 @@ def run_extract(config: BenchExtractConfig) -> ExtractSpeed:
         jpeg_scaling=config.jpeg_scaling,
         decoder=backbones.decoder_on(config.decode, device),
     )
-    tree = scan(config.images)
+    tree = scan(config.images, config.class_level)
     shards = _shards(tree, config.repeat)
     total = sum(shard.rows for shard in shards)
     with _folder(None) as folder:

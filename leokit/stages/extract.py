@@ -32,8 +32,8 @@ LISTING = f"{RECORDS}/images.parquet"  # the images of the plan with their sizes
 
 _FAILURE_TYPES = {"image": "string", "class_name": "string", "split": "string", "reason": "string"}
 _LISTING_TYPES = {"image": "string", "bytes": "int64"}
-_LISTED = 5  # ignored files that a message names
-_RECORDED = 100  # and that the manifest does
+_LISTED = 5  # classes that a message names
+_RECORDED = 100  # files left alone that the manifest names
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,22 @@ def default_out(config: ExtractConfig) -> Path:
     return config.out or config.work / "features"
 
 
-def plan(config: ExtractConfig) -> Plan:
+def plan(config: ExtractConfig, on_message: Callable[[str], None] = lambda text: None) -> Plan:
     """Find the images, divide their classes, and fix the files to write.
+
+    Args:
+        config: of the extraction.
+        on_message: called with what a user should know of the images, a sentence each.
 
     Raises:
         DataError: no images, or splits that do not go with them.
     """
-    tree = scan(config.images)
-    splits = resolve(config.splits, config.images, tree.classes, config.seed)
+    tree = scan(config.images, config.class_level)
+    for sentence in tree.said:
+        on_message(sentence)
+    splits = resolve(config.splits, config.images, tree.classes, config.seed, tree.division)
+    for sentence in _messages(tree, splits):
+        on_message(sentence)
     images = splits.images(tree.classes)
     sizes = {
         image: tree.size(image) for classes in images.values() for of_class in classes.values() for image in of_class
@@ -182,9 +190,7 @@ class _Extraction:
         self._allowed = parse_share(config.max_failures)
         self._device = resolve_device(config.device, place)
         self._workers = place.workers() if config.workers is None else config.workers
-        self._plan = plan(config)
-        for message in _messages(self._plan):
-            on_message(message)
+        self._plan = plan(config, on_message)
         self._backbone = load_backbone(config)
         self._identity = _identity(config, self._plan, self._backbone)
         self._inputs = {"images": manifest.Input(self._plan.images_id, str(config.images))}
@@ -374,17 +380,14 @@ def _a_few(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
 
 
-def _messages(planned: Plan) -> list[str]:
+def _messages(tree: ImageTree, splits: Splits) -> list[str]:
     messages = []
-    ignored = planned.tree.ignored
-    if ignored:
-        messages.append(f"Left alone, being no images of a class: {len(ignored)} ({_a_few(ignored)}).")
-    used = {name for names in planned.splits.classes.values() for name in names}
-    unused = [name for name in planned.tree.classes if name not in used]
+    used = {name for names in splits.classes.values() for name in names}
+    unused = [name for name in tree.classes if name not in used]
     if unused:
         messages.append(f"Classes in no split, left out: {len(unused)} ({_a_few(unused)}).")
-    if planned.splits.note:
-        messages.append(planned.splits.note)
+    if splits.note:
+        messages.append(splits.note)
     return messages
 
 

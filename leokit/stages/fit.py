@@ -71,12 +71,14 @@ def run(
         return Fitted(folder, found, saved)
 
 
-def dry_run(config: FitConfig) -> dict[str, Any]:
+def dry_run(config: FitConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
     require_support(config.support)
     assert config.support
     opened = open_run(only_run(config.work, config.run))
-    tree = read_support(config.support)
+    tree = read_support(config.support, config.class_level)
+    for sentence in tree.said:
+        on_message(sentence)
     counts = [len(images) for images in tree.classes.values()]
     return {
         "run": str(opened.folder),

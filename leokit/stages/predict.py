@@ -21,10 +21,11 @@ from leokit.engine.models import BLOCK
 from leokit.engine.predictives import Answers, scores
 from leokit.errors import DataError, UsageError
 from leokit.images.queries import STDIN, find_images, in_blocks
+from leokit.images.scan import left_alone
 from leokit.images.support import read_support
 
 Progress = Callable[[int, int, str], None]
-_SUPPORT_OPTIONS = ("run", "support", "features")
+_SUPPORT_OPTIONS = ("run", "support", "class_level", "features")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,14 @@ class Predictions:
     classifier: Classifier
     said: tuple[str, ...]
     _each: Iterator[Prediction]
+    _ignored: list[str]
 
     def __iter__(self) -> Iterator[Prediction]:
         return self._each
+
+    def left_alone(self) -> str | None:
+        """A sentence on what lies beside the images in their folders, once all of them are predicted."""
+        return left_alone(self._ignored, "images")
 
 
 def run(
@@ -101,9 +107,10 @@ def run(
     unknown = config.unknown_rate if config.unknown_rate and evidence and not kept_back.unknown else None
     said = tuple(_sentences(config, classifier, unknown, quantile))
     workers = default_workers() if config.workers is None else config.workers
+    ignored: list[str] = []
 
     def each() -> Iterator[Prediction]:
-        blocks = in_blocks(find_images(places, listing), BLOCK)
+        blocks = in_blocks(find_images(places, listing, ignored.append), BLOCK)
         for paths, vectors, reasons in embed_images(blocks, embedding.model, Path(), workers=workers):
             found: Iterator[dict[str, Any]] = iter(())
             readable = [place for place in range(len(paths)) if place not in reasons]
@@ -116,7 +123,7 @@ def run(
                 else:
                     yield Prediction(path, **next(found))
 
-    return Predictions(classifier, said, each())
+    return Predictions(classifier, said, each(), ignored)
 
 
 def _look_at(places: tuple[Path, ...], support: Path | None, tell: Callable[[str], None]) -> None:
@@ -147,9 +154,10 @@ def _classifier(
         return made.classifier, made.embedding
     for name in _SUPPORT_OPTIONS:
         if getattr(config, name) is not None:
+            option = name.replace("_", "-")
             raise UsageError(
-                f"--{name} {getattr(config, name)} and --classifier {config.classifier}: a classifier has its run and "
-                "its support set in it; give one or the other."
+                f"--{option} {getattr(config, name)} and --classifier {config.classifier}: a classifier has its run "
+                "and its support set in it; give one or the other."
             )
     classifier, _ = classifiers.open_classifier(config.classifier)
     if config.method not in ("auto", classifier.method) or config.samples not in (0, len(classifier.weights)):
@@ -231,7 +239,7 @@ def to_plain(prediction: Prediction) -> dict[str, Any]:
     return values
 
 
-def dry_run(config: PredictConfig) -> dict[str, Any]:
+def dry_run(config: PredictConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
     places = (*config.query, *config.queries)  # as `--query A B C` is read
     queries = ", ".join(map(str, places)) or "none"
@@ -240,7 +248,10 @@ def dry_run(config: PredictConfig) -> dict[str, Any]:
         return {"classifier": str(config.classifier), "classes": len(classifier.classes), "queries": queries}
     require_support(config.support)
     assert config.support
-    counts = [len(images) for images in read_support(config.support).classes.values()]
+    tree = read_support(config.support, config.class_level)
+    for sentence in tree.said:
+        on_message(sentence)
+    counts = [len(images) for images in tree.classes.values()]
     return {
         "run": str(chain.only_run(config.work, config.run)),
         "classes": len(counts),

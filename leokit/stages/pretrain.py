@@ -76,15 +76,23 @@ def default_out(config: PretrainConfig) -> Path:
     return config.out or config.work / "backbone"
 
 
-def plan(config: PretrainConfig) -> Plan:
+def plan(config: PretrainConfig, on_message: Callable[[str], None] = lambda text: None) -> Plan:
     """Find the images and decide which are trained on, held out and validated on.
+
+    Args:
+        config: of the training.
+        on_message: called with what a user should know of the images, a sentence each.
 
     Raises:
         DataError: no images, splits that do not go with them, or classes with too few.
         UsageError: options that do not go together.
     """
-    tree = scan(config.images)
-    splits = resolve(config.splits, config.images, tree.classes, config.seed)
+    tree = scan(config.images, config.class_level)
+    for sentence in tree.said:
+        on_message(sentence)
+    splits = resolve(config.splits, config.images, tree.classes, config.seed, tree.division)
+    if splits.note:
+        on_message(splits.note)
     of_split = splits.images(tree.classes)
     with_val = config.classes == "train+val"
     used = {**of_split["train"], **(of_split["val"] if with_val else {})}
@@ -217,7 +225,7 @@ class _Training:
         self.place, self.device = place, device
         self.on_progress, self.on_message = on_progress, on_message
         self.allowed = parse_share(config.max_failures)
-        self.plan = plan(config)
+        self.plan = plan(config, on_message)
         self.network = _network(config, len(self.plan.classes))
         self.preprocessing = preprocessing_of(self.network.backbone, config.image_size)
         wanted = config.layer.split(",") if config.layer else default_layers(self.network.backbone)

@@ -25,10 +25,13 @@ def run(
     Raises:
         DataError: no images, or the splits themselves are wrong.
     """
-    tree = scan(config.images)
-    covered = coverage(config.splits, config.images, tree.classes, config.seed)
+    tree = scan(config.images, config.class_level)
+    if on_message:
+        for sentence in tree.said:
+            on_message(sentence)
+    covered = coverage(config.splits, config.images, tree.classes, config.seed, tree.division)
     if not any(part.missing or part.missing_images for part in covered.values()):
-        note = resolve(config.splits, config.images, tree.classes, config.seed).note
+        note = resolve(config.splits, config.images, tree.classes, config.seed, tree.division).note
         if note and on_message:
             on_message(note)
     return covered

@@ -163,7 +163,7 @@ def test_reasons(tmp_path):
     assert reason(tmp_path / "program.jpg") == "not an image of a kind that Pillow reads"
     assert reason(tmp_path / "missing.jpg") == "no such file (a broken link?)"
     (tmp_path / "folder.jpg").mkdir()
-    assert reason(tmp_path / "folder.jpg") == "no regular file"
+    assert reason(tmp_path / "folder.jpg") == "a folder without images"
     floats = Image.fromarray(np.ones((16, 16), np.float32))
     assert "no defined way" in reason(saved(tmp_path / "floats.tif", floats))
     narrow = reason(saved(tmp_path / "narrow.png", Image.new("L", (1, 30000))), prep(224))
