@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from leokit.errors import DataError, UsageError
 from leokit.images import archives
+from leokit.splits import SPLIT_NAMES
 
 PATH = "path"  # the level of the innermost folders, called by their whole path
 
@@ -108,7 +109,7 @@ def read_classes(folders: Iterable[str], level: str | None = None) -> Reading:
         problem = f"Two folders are called {name!r}: {first!r} and {second!r}."
     if problem:
         raise DataError(f"{problem} {_ways(found, deepest) or 'Rename one, or move its images into the other.'}")
-    divided = {split: tuple(names) for split, names in classes.of_split.items() if split}
+    divided = {split: tuple(classes.of_split[split]) for split in SPLIT_NAMES if split in classes.of_split}
     return Reading(
         {name: paths for names in classes.of_split.values() for name, paths in names.items()},
         divided if len(divided) > 1 else {},

@@ -124,7 +124,7 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]
         try:
             return fit(_read_rgb(BytesIO(data), preprocessing), preprocessing)
         except UnidentifiedImageError as error:
-            plugin = kinds.PLUGINS.get(kinds.format_of_head(data[: kinds.HEAD]) or "")
+            plugin = kinds.missing_plugin(kinds.format_of_head(data[: kinds.HEAD]))
             if plugin:
                 raise UnreadableImage(
                     f"a {plugin.title} image, which Pillow reads by a plugin: pip install {plugin.package}"

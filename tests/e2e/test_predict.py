@@ -377,7 +377,7 @@ def test_what_was_computed_once_is_taken_from_the_cache(there, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(studying, "_look", None)  # calling it would fail
         patched.setattr("leokit.engine.classifying.embed_images", None)  # so would embedding support images
-        patched.setattr(predict, "find_images", lambda places, listing: iter(()))
+        patched.setattr(predict, "find_images", lambda *places: iter(()))
         done = there("predict", "queries", *OF_RUN, *FEW, code=3)
     assert done.stdout.splitlines() == first.stdout.splitlines()[:1]
     for path in (tmp_path / WORK / "cache").iterdir():

@@ -43,6 +43,8 @@ FEW = {"episodes": 20, "workers": 0, "device": "cpu"}
 def test_lists_of_support_images(examples, tmp_path):
     headers = ["image,label", "label,image", "image,label,image", "\ufeffimage,label", "a,b", '"', ""]
     whole = "a.png,a\nb.png,b\n"
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
 
     @sized(examples)
     @given(st.data())

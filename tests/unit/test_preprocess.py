@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import timm.data
 from PIL import Image
 
+from leokit.images import kinds, preprocess
 from leokit.images.preprocess import Preprocessing, UnreadableImage, load_image
 
 HALF = (0.5, 0.5, 0.5)
@@ -168,6 +170,64 @@ def test_reasons(tmp_path):
     assert "no defined way" in reason(saved(tmp_path / "floats.tif", floats))
     narrow = reason(saved(tmp_path / "narrow.png", Image.new("L", (1, 30000))), prep(224))
     assert narrow == "too narrow to be resized: 1 x 30000 pixels"
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"
+PLUGIN = """
+from io import BytesIO
+from PIL import Image, PngImagePlugin
+
+def read(file, name):
+    return PngImagePlugin.PngImageFile(BytesIO(file.read()[24:]))
+
+Image.register_open("HEIF", read, lambda head: head[4:12] == b"ftypheic")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A plugin of Pillow as pillow-heif is one, for PNGs that begin as HEIC does."""
+    (tmp_path / "packages" / "pillow_heif").mkdir(parents=True)
+    (tmp_path / "packages" / "pillow_heif" / "__init__.py").touch()
+    (tmp_path / "packages" / "pillow_heif" / "HeifImagePlugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    for remembered in (kinds.missing_plugin, preprocess._formats):
+        remembered.cache_clear()
+    yield
+    for remembered in (kinds.missing_plugin, preprocess._formats):
+        remembered.cache_clear()
+    for name in ("pillow_heif", "pillow_heif.HeifImagePlugin"):
+        sys.modules.pop(name, None)
+
+
+def heic(path):
+    whole = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 30, 10)).save(whole, "PNG")
+    path.write_bytes(HEIC + whole.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("name", ["1.HEIC", "1.jpg"])
+def test_heic_is_read_where_a_plugin_is_installed(tmp_path, plugin, name):
+    assert load_image(heic(tmp_path / name), prep(16)).reshape(-1, 3).mean(0).tolist() == [200, 30, 10]
+
+
+@pytest.mark.parametrize(
+    ("head", "package"),
+    [
+        (HEIC, "pillow-heif"),
+        (b"\xff\x0a", "pillow-jxl-plugin"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "pillow-jxl-plugin"),
+    ],
+)
+@pytest.mark.parametrize("name", ["1.HEIC", "1.jpg", "1"])
+def test_what_needs_a_plugin_names_it(tmp_path, monkeypatch, head, package, name):
+    monkeypatch.setattr(preprocess, "_formats", lambda: ["JPEG", "PNG"])
+    monkeypatch.setattr(kinds, "missing_plugin", kinds.PLUGINS.get)
+    (tmp_path / name).write_bytes(head + bytes(99))
+    assert reason(tmp_path / name).endswith(f"which Pillow reads by a plugin: pip install {package}")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
