@@ -73,9 +73,8 @@ def format_of(name: bytes, head: Callable[[], bytes]) -> str | None:
     if name.startswith(b"."):
         return None
     suffix = suffix_of(name)
-    if suffix in FORMATS:
-        return FORMATS[suffix]
-    return None if suffix in _COPIES or name.endswith(b"~") else format_of_head(head())
+    known = FORMATS.get(suffix)
+    return known or (None if suffix in _COPIES or name.endswith(b"~") else format_of_head(head()))
 
 
 def format_of_head(head: bytes) -> str | None:

@@ -180,7 +180,7 @@ class _Found:
         for name, offset, size in archives.index(Path(os.fsdecode(file))):
             image, parts = f"{archive}/{escape(name)}", {*name.split(b"/")}
             sound = not parts & (SYSTEM_FOLDERS | {b"", b".."})
-            if sound and self.is_image(image, os.path.basename(name), partial(kinds.read_head, file, offset)):
+            if sound and self.is_image(image, os.path.basename(name), file, offset):
                 images.append(image)
                 self.members[image] = (archive, (offset, size))
             else:
@@ -190,14 +190,20 @@ class _Found:
         if images:
             self.folders[archive] = images
 
-    def is_image(self, image: str, name: bytes, head: Callable[[], bytes]) -> bool:
-        """Whether a file is an image that can be read, by its name or its first bytes."""
+    def is_image(self, image: str, name: bytes, file: bytes, offset: int = 0) -> bool:
+        """Whether what begins at an offset of a file is an image that can be read, by its name or its first bytes."""
+        looked = []
+
+        def head() -> bytes:
+            looked.append(image)
+            return kinds.read_head(file, offset)
+
         kind = kinds.format_of(name, head)
         plugin = kinds.missing_plugin(kind)
         if plugin:
             self.unread[plugin].append(image)
-        elif kind and kinds.suffix_of(name) not in kinds.FORMATS:
-            self.by_content.append(image)
+        elif kind:
+            self.by_content += looked
         return kind is not None and plugin is None
 
 
@@ -230,13 +236,11 @@ def _walk(top: bytes, relative: bytes, above: tuple[tuple[int, int], ...], found
                 _walk(top, path, (*above, here), found)
         elif _is_archive(entry):
             found.add_archive(top, path)
-        elif os.fsdecode(path) in (SPLITS_FILE, MANIFEST):
+        elif not relative and os.fsdecode(path) in (SPLITS_FILE, MANIFEST):
             continue
         # A broken link is an image that cannot be read; a named pipe is none.
-        elif (entry.is_symlink() or entry.is_file()) and found.is_image(
-            escape(path), entry.name, partial(kinds.read_head, os.path.join(top, path))
-        ):
-            images.append(escape(path))
+        elif (entry.is_symlink() or entry.is_file()) and found.is_image(image := escape(path), entry.name, entry.path):
+            images.append(image)
         else:
             found.ignored.append(escape(path))
     if images and relative:
@@ -295,7 +299,7 @@ def _identity(folder: bytes) -> tuple[int, int] | None:
 
 
 def _is_archive(entry: os.DirEntry[bytes]) -> bool:
-    return not entry.name.startswith(b".") and kinds.suffix_of(entry.name) == archives.SUFFIX and entry.is_file()
+    return entry.name.lower().endswith(archives.SUFFIX.encode()) and not entry.name.startswith(b".") and entry.is_file()
 
 
 def _bytewise(names: Sequence[str]) -> list[str]:
