@@ -95,7 +95,7 @@ def _run(
             plain = {key: _plain(value) for key, value in asdict(config).items()}
             output.text(json.dumps(plain) + "\n" if output.json else to_toml(plain))
         else:
-            _check_named(config)
+            _check(config)
             body(config, output)
         sys.stdout.flush()
     except Interrupted as error:
@@ -119,13 +119,14 @@ def _run(
     return 0
 
 
-def _check_named(config: Any) -> None:
-    """Refuse a folder that is named and not there, before the seconds that the import of torch takes.
+def _check(config: Any) -> None:
+    """Refuse what can be told to be wrong before the seconds that the import of torch takes.
 
     Raises:
-        ArtifactError, DataError: as the stage would.
+        UsageError, DataError, ArtifactError: as the stage would.
     """
     from leokit import manifest
+    from leokit.checks import check
     from leokit.images.scan import scan
 
     if not getattr(config, "card", True):  # a report's --run is its card's alone, and the stage says so
@@ -139,6 +140,7 @@ def _check_named(config: Any) -> None:
     images = getattr(config, "images", None)
     if images is not None and not os.path.isdir(images):
         scan(images)
+    check(config)
 
 
 def _reader_is_gone() -> bool:

@@ -56,6 +56,20 @@ class _Group:
     metadata: Any  # of the file
 
 
+def read_recorded(folder: Path) -> manifest.Artifact:
+    """A feature store as its manifest describes it: no other file of it is opened.
+
+    Raises:
+        ArtifactError: missing, unfinished, of another kind, or its manifest is not that of a store.
+    """
+    found = manifest.read(folder, SCHEMA)
+    try:
+        _check_facts(found.facts)
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{folder} is no feature store that can be read ({error}): make it again.") from error
+    return manifest.Artifact(folder, found)
+
+
 class FeatureStore(manifest.Artifact):
     """A finished feature artifact, opened for reading; its files' footers are read, and no more.
 
@@ -224,7 +238,8 @@ def _check_facts(facts: dict[str, Any]) -> None:
     right = {
         "dim": isinstance(facts["dim"], int) and 0 < facts["dim"] < 2**31,
         "dtype": facts["dtype"] in ("float16", "float32"),
-        "counts": isinstance(facts["counts"], dict),
+        "counts": isinstance(facts["counts"], dict)
+        and all(isinstance(of, dict) and all(type(n) is int for n in of.values()) for of in facts["counts"].values()),
         "backbone": backbone is None or isinstance(backbone, dict),
         "trained_on": trained_on in TRAINED_ON
         if isinstance(trained_on, str)

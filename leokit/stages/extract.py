@@ -3,27 +3,28 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leokit import backbones, distributed, manifest
 from leokit.backbones import Backbone
+from leokit.checks import Divided, check_extract
 from leokit.config import ExtractConfig, default_workers, parse_share
-from leokit.devices import resolve_device
+from leokit.devices import check_device, resolve_device
 from leokit.distributed import Job, World
 from leokit.engine import shards
 from leokit.engine.embedding import Embedded, embed_shards
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.shards import RECORDS, ShardRecord
-from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
+from leokit.errors import ArtifactError, DataError, disk_errors
 from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
 from leokit.images.decoding import decoder
-from leokit.images.scan import ImageTree, scan
+from leokit.images.scan import ImageTree
 from leokit.provenance import information
-from leokit.splits import Splits, resolve
+from leokit.splits import Splits
 from leokit.tables import read_table, write_table
 
 Progress = Callable[[int, int, str], None]
@@ -73,14 +74,17 @@ def default_out(config: ExtractConfig) -> Path:
     return config.out or config.work / "features"
 
 
-def plan(config: ExtractConfig) -> Plan:
+def plan(config: ExtractConfig, divided: Divided | None = None) -> Plan:
     """Find the images, divide their classes, and fix the files to write.
 
+    Args:
+        config: of the extraction.
+        divided: the images and their division, where `check_extract` has found them already.
+
     Raises:
-        DataError: no images, or splits that do not go with them.
+        UsageError, DataError, ArtifactError: see `check_extract`.
     """
-    tree = scan(config.images)
-    splits = resolve(config.splits, config.images, tree.classes, config.seed)
+    tree, splits = divided or check_extract(config)
     images = splits.images(tree.classes)
     sizes = {
         image: tree.size(image) for classes in images.values() for of_class in classes.values() for image in of_class
@@ -101,16 +105,8 @@ def load_backbone(config: ExtractConfig) -> Backbone:
     Raises:
         UsageError, ArtifactError, LeokitError: see `backbones.load`.
     """
-    if config.weights == backbones.RANDOM:
-        raise UsageError("weights = 'random': such features mean nothing; `leokit bench extract` takes them.")
     load = partial(backbones.load, config.backbone, config.weights)
     if config.backbone_run is not None:
-        for name in ("backbone", "weights"):
-            if getattr(config, name) != getattr(ExtractConfig, name):
-                raise UsageError(
-                    f"--{name} {getattr(config, name)} and --backbone-run {config.backbone_run} both say which weights "
-                    "to take: give one of them."
-                )
         load = partial(backbones.load_pretrained, config.backbone_run)
     return load(
         image_size=config.image_size,
@@ -132,6 +128,7 @@ def load_backbone(config: ExtractConfig) -> Backbone:
 def run(
     config: ExtractConfig,
     *,
+    divided: Divided | None = None,
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> FeatureStore:
@@ -142,6 +139,7 @@ def run(
 
     Args:
         config: of the extraction.
+        divided: as for `plan`.
         on_progress: called with images done, images wanted, and a line on how it goes.
         on_message: called with what a user should know about the images, a sentence each.
 
@@ -156,6 +154,7 @@ def run(
     extraction = _Extraction(
         config,
         place,
+        divided,
         started=time.perf_counter(),
         on_progress=None if place.rank else on_progress,
         on_message=_silent if place.rank else on_message or _silent,
@@ -171,6 +170,7 @@ class _Extraction:
         self,
         config: ExtractConfig,
         place: World,
+        divided: Divided | None,
         *,
         started: float,
         on_progress: Progress | None,
@@ -180,9 +180,10 @@ class _Extraction:
         self._config, self._place, self._started = config, place, started
         self._on_progress, self._on_message = on_progress, on_message
         self._allowed = parse_share(config.max_failures)
-        self._device = resolve_device(config.device, place)
+        check_device(config.device)
         self._workers = place.workers() if config.workers is None else config.workers
-        self._plan = plan(config)
+        self._plan = plan(config, divided)
+        self._device = resolve_device(config.device, place)
         for message in _messages(self._plan):
             on_message(message)
         self._backbone = load_backbone(config)
@@ -331,17 +332,24 @@ class Estimate:
         seconds: in all.
         decoding: images/s of one process, reading included.
         model: images/s of the model.
+        to_fetch: whether timm would fetch the weights, unless it has them in its cache.
     """
 
     bytes: int
     seconds: float
     decoding: float
     model: float
+    to_fetch: bool
 
 
 def estimate(config: ExtractConfig, planned: Plan) -> Estimate:
-    """Estimate size and time of an extraction, by decoding and embedding two blocks of its images."""
-    device, backbone = resolve_device(config.device), load_backbone(config)
+    """Estimate size and time of an extraction, by decoding and embedding two blocks of its images.
+
+    Nothing is fetched: in place of timm's weights random ones take as long.
+    """
+    device = resolve_device(config.device)
+    to_fetch = config.backbone_run is None and backbones.is_fetched(config.backbone, config.weights)
+    backbone = load_backbone(replace(config, weights=backbones.RANDOM, trained_on=None) if to_fetch else config)
     workers = default_workers() if config.workers is None else config.workers
     images = list(planned.sizes)
     sample = images[:: max(1, len(images) // (2 * BLOCK))][: 2 * BLOCK]
@@ -363,6 +371,7 @@ def estimate(config: ExtractConfig, planned: Plan) -> Estimate:
         seconds=decoded + embedded if device.type == "cpu" else max(decoded, embedded),
         decoding=decoding,
         model=rate,
+        to_fetch=to_fetch,
     )
 
 

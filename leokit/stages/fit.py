@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from leokit import classifiers, manifest
+from leokit.checks import check_fit
 from leokit.classifiers import Classifier
-from leokit.config import FitConfig, identity, require_support
-from leokit.engine.chain import only_run
+from leokit.config import FitConfig, identity
 from leokit.engine.classifying import make_classifier, prepare
 from leokit.errors import disk_errors
-from leokit.images.support import read_support
 from leokit.provenance import information
-from leokit.runs import open_run
 
 Progress = Callable[[int, int, str], None]
 
@@ -73,14 +71,11 @@ def run(
 
 def dry_run(config: FitConfig) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
-    require_support(config.support)
-    assert config.support
-    opened = open_run(only_run(config.work, config.run))
-    tree = read_support(config.support)
+    run, tree = check_fit(config)
     counts = [len(images) for images in tree.classes.values()]
     return {
-        "run": str(opened.folder),
-        "variant": opened.config.variant,
+        "run": str(run.folder),
+        "variant": run.config.variant,
         "classes": len(counts),
         "support_images": sum(counts),
         "images_of_a_class": f"{min(counts)} to {max(counts)}",
