@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leokit import manifest
+from leokit import distributed, manifest
 from leokit.config import (
     AnalyzeConfig,
     BenchEvalConfig,
     BenchSearchConfig,
     EvalConfig,
+    ExportConfig,
     ExtractConfig,
     FitConfig,
     MetaTrainConfig,
     PredictConfig,
     PretrainConfig,
+    RegressEvalConfig,
+    RegressPlotConfig,
     SearchConfig,
     UncertaintyConfig,
     adapts_codes,
@@ -56,6 +59,8 @@ REST = 600  # images of a class that the reference's protocol uses: K for suppor
 MOST_IMAGES = 2**20 - 1  # of a class, in episodes
 LEO = "leo"  # the run's own variant, among the methods of a classifier
 Divided = tuple[ImageTree, Splits]
+_CLASSIFIER, _REGRESSION = "leokit/classifier@1", "leokit/regression@1"
+_OPTIMIZERS = ("sgd", "adamw")  # that are known without timm
 _SUPPORT_OPTIONS = ("run", "support", "features")
 
 
@@ -400,10 +405,35 @@ def check_pretrain(config: PretrainConfig) -> Divided:
             )
     if len(used) < 2:
         raise DataError(f"There is {len(used)} class to train on ({', '.join(used)}): at least 2 are needed.")
+    held = [min(len(images) - 1, max(1, int(config.holdout * len(images)))) for images in used.values()]
+    total = sum(map(len, used.values())) - (sum(held) if config.holdout else 0)
+    check_batch(config, total, distributed.world().size)
+    if config.optimizer not in _OPTIMIZERS:
+        from torch.nn import Linear
+
+        from leokit.backbones.training import make_optimiser
+
+        rates = {name: getattr(config, name) for name in ("lr", "weight_decay", "momentum")}
+        make_optimiser(config.optimizer, Linear(1, 1), **rates)
     if select == "few-shot":
         counts = np.array([min(len(images), config.val_images) for images in of_split["val"].values()], np.int64)
         require_val(config, list(of_split["val"]), counts, config.val_shots)
     return tree, splits
+
+
+def check_batch(config: PretrainConfig, images: int, ranks: int) -> None:
+    """Check that batches can be made of so many images, and divided among ranks.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if config.batch_size % (config.accumulate * ranks):
+        raise UsageError(
+            f"batch_size = {config.batch_size}: it must be a multiple of --accumulate {config.accumulate} times "
+            f"the {ranks} rank{'s' * (ranks > 1)}, so that all parts are of one size."
+        )
+    if images < config.batch_size:
+        raise UsageError(f"batch_size = {config.batch_size}: there are {images} images to train on; take fewer.")
 
 
 def require_val(config: PretrainConfig, classes: Sequence[str], counts: NDArray[np.int64], shots: int) -> None:
@@ -516,7 +546,7 @@ def check_classifier(config: PredictConfig, folder: Path) -> None:
                 f"--{name} {getattr(config, name)} and --classifier {folder}: a classifier has its run and "
                 "its support set in it; give one or the other."
             )
-    made = manifest.read(folder, "leokit/classifier@1").facts
+    made = manifest.read(folder, _CLASSIFIER).facts
     if config.method not in ("auto", made["method"]) or config.samples not in (0, made["samples"]):
         raise UsageError(
             f"--method or --samples with --classifier {folder}: that is {made['method']} of "
@@ -548,6 +578,9 @@ _CHECKS: dict[type, Callable[[Any], object]] = {
     SearchConfig: check_search,
     FitConfig: check_fit,
     PredictConfig: _check_predict,
+    ExportConfig: lambda config: manifest.read(config.classifier or config.work / "classifier", _CLASSIFIER),
+    RegressPlotConfig: lambda config: manifest.read(config.regression or config.work / "regression", _REGRESSION),
+    RegressEvalConfig: lambda config: manifest.read(config.regression or config.work / "regression", _REGRESSION),
     BenchEvalConfig: lambda config: query_count(config.queries, config.shots),
     BenchSearchConfig: lambda config: read_numbers("--jobs", config.jobs, int, 1, 1024),
 }

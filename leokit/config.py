@@ -606,7 +606,9 @@ class EvalConfig:
     """Options of `leokit eval`."""
 
     runs: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Runs to test (default: see --run).")] = ()
-    run: Annotated[Place, Doc("The one run to test (default: WORK/runs/leo-Nway-Kshot).")] = None
+    run: Annotated[Place, Doc("The one run to test (default: the only one in WORK/runs, or leo-Nway-Kshot there).")] = (
+        None
+    )
     features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/eval/RUN).")] = None
     split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
@@ -650,7 +652,7 @@ class UncertaintyConfig:
         tuple[Path, ...],
         Argument(),
         Outside(),
-        Doc("The run to look at, and further ones that form an ensemble with it (default: WORK/runs/leo-5way-1shot)."),
+        Doc("The run to look at, and further ones that form an ensemble with it (default: as eval finds one)."),
     ] = ()
     features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/uncertainty/RUN).")] = None
@@ -690,7 +692,7 @@ class AnalyzeConfig:
     """Options of `leokit analyze`."""
 
     runs: Annotated[
-        tuple[Path, ...], Argument(), Outside(), Doc("Runs to look into (default: WORK/runs/leo-Nway-Kshot).")
+        tuple[Path, ...], Argument(), Outside(), Doc("Runs to look into (default: as eval finds one).")
     ] = ()
     features: Annotated[Place, Doc("Features of their backbone (default: WORK/features).")] = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/analysis).")] = None

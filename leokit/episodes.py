@@ -89,7 +89,7 @@ class FeatureMatrix:
             number = int(torch.searchsorted(self.offsets, row, right=True)) - 1
             raise DataError(
                 f"Image {row - int(self.offsets[number])} of class {self.classes[number]!r} has a feature that is "
-                f"not finite, or too large for its square to be a {dtype}: extract the features again."
+                f"not finite, or too large for its square to be a {dtype}: make the features again with --overwrite."
             )
 
     @classmethod

@@ -109,7 +109,9 @@ def open_run(folder: Path) -> Run:
     parameters = load_parameters(folder / WEIGHTS)
     faults = weight_faults(parameters, config, found.facts)
     if faults:
-        raise ArtifactError(f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again.")
+        raise ArtifactError(
+            f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again with --overwrite."
+        )
     centre = parameters.pop(CENTRE, None)
     return Run(folder, found, config, parameters, centre)
 
@@ -123,9 +125,9 @@ def _require_finished(folder: Path) -> None:
     if (folder / manifest.MANIFEST).exists() or not (folder / STATE).exists():
         return
     step = kept_step(folder)
+    ends = f"; with --steps {step} it ends there, with the best weights so far" * bool(step)
     raise ArtifactError(
-        f"{folder} is unfinished, at step {step}: the command that began it goes on from there; with --steps {step} it "
-        "ends there, with the best weights so far."
+        f"{folder} is unfinished, at step {step}: the command that began it, run again, goes on from there{ends}."
     )
 
 
@@ -159,7 +161,9 @@ def weight_faults(parameters: "Mapping[str, Tensor]", config: MetaTrainConfig, f
     """
     dim = facts["dim"]
     if not isinstance(dim, int) or dim < 1:
-        raise ArtifactError(f"A run on features of width {dim!r} cannot be: it was altered, make it again.")
+        raise ArtifactError(
+            f"A run on features of width {dim!r} cannot be: it was altered, make it again with --overwrite."
+        )
     import torch
 
     from leokit.leo.learners import make_learner

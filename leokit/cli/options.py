@@ -111,7 +111,7 @@ def _run(
             return _PIPE_CLOSED
         if output.common.verbose:
             traceback.print_exc()
-        output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")
+        output.error(f"{error.strerror or error}: {error.filename or 'no file named'}.")
         return LeokitError.exit_code
     except KeyboardInterrupt:
         output.stopped("Stopped. The same command goes on from what is kept, or begins again.")

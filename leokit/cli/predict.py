@@ -149,7 +149,7 @@ def _check_csv(path: Path) -> None:
 @contextmanager
 def _csv_file(path: Path) -> Iterator[Any]:
     """A CSV file that is there once it is whole; yields what writes a prediction."""
-    with disk_errors(path.parent):
+    with disk_errors(path.parent, "--csv"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with manifest.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

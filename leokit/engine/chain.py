@@ -134,10 +134,14 @@ def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
             wrong.append("name")
     except (KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ArtifactError(f"The backbone is not recorded in full ({reason}): make the artifact again.") from error
+        raise ArtifactError(
+            f"The backbone is not recorded in full ({reason}): make the artifact again with --overwrite."
+        ) from error
     if wrong:
         value = found.get(wrong[0], recorded["name"])
-        raise ArtifactError(f"The backbone is recorded with {wrong[0]} = {value!r:.60}: make the artifact again.")
+        raise ArtifactError(
+            f"The backbone is recorded with {wrong[0]} = {value!r:.60}: make the artifact again with --overwrite."
+        )
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from leokit import manifest
 from leokit.config import ReportConfig
-from leokit.errors import ArtifactError, UsageError, disk_errors
+from leokit.errors import ArtifactError, UsageError
 from leokit.report.card import File, Subject, find_subject, make_card
 from leokit.report.collecting import CARD, UNFINISHED_CARD, Artifact, Collection, Trouble, collect
 from leokit.runs import only_run, read_run
@@ -55,7 +55,7 @@ def run(config: ReportConfig, *, on_message: Callable[[str], None] = lambda text
     out = default_out(config)
     subject, files = _prepare(config)
     _check_place(out, files, overwrite=config.overwrite)
-    with disk_errors(out), manifest.locked(out):
+    with manifest.locked(out):
         before, listing = _listed(out), {name: file.sha256 for name, file in files.items()}
         if before == listing and all(_hash(out / name) == digest for name, digest in listing.items()):
             on_message(f"Already done: {out} is the card of what is there.")

@@ -435,13 +435,13 @@ def _check_failures(planned: Plan, records: Mapping[str, ShardRecord], allowed: 
         raise DataError(
             f"{len(failures)} of {planned.total} images could not be read, as {failures[0].image} "
             f"({failures[0].reason}); --max-failures {said} allows {allowed}. {folder / FAILURES} lists them. "
-            "The rest is kept: mend the images, or allow more and run the same command again."
+            "The rest is kept: mend the images and add --retry-failed, or allow more by --max-failures."
         )
     empty = _without_rows(planned.shards, records)
     if empty:
         raise DataError(
             f"The class {empty[0]!r} has no image that could be read ({len(empty)} such). {folder / FAILURES} has the "
-            "reasons: mend its images, or leave it out of the splits."
+            "reasons: mend its images and add --retry-failed, or leave it out of the splits and add --overwrite."
         )
 
 

@@ -11,7 +11,6 @@ from leokit.checks import check_fit
 from leokit.classifiers import Classifier
 from leokit.config import FitConfig, identity
 from leokit.engine.classifying import make_classifier, prepare
-from leokit.errors import disk_errors
 from leokit.provenance import information
 
 Progress = Callable[[int, int, str], None]
@@ -50,7 +49,7 @@ def run(
     folder = default_out(config)
     prepared = prepare(config, tell)
     inputs, identified = prepared.inputs, identity(config)
-    with manifest.locked(folder), disk_errors(folder):
+    with manifest.locked(folder):
         if manifest.begin(folder, classifiers.SCHEMA, identified, inputs, overwrite=config.overwrite):
             tell(manifest.already_done(folder))
         else:

@@ -437,7 +437,8 @@ class _Training:
         said = f"{len(reasons)} of {len(names)} images could not be read, as {first} ({reasons[first]})"
         if len(reasons) > self.allowed(len(names)):
             raise DataError(
-                f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them, or allow more."
+                f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them and add --overwrite, or "
+                "allow more."
             )
         left = {number for image, number in self.plan.training if image not in reasons}
         if self.plan.select == "supervised" and all(image in reasons for image, _ in self.plan.held_out):
