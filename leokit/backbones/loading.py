@@ -138,12 +138,12 @@ def check_name(name: str) -> None:
 
 
 def _names_like(name: str, known: Sequence[str]) -> list[str]:
-    """Those of the known names that have most of its words, as dinov2 or vit-small; without any, of like spelling."""
-    words = re.findall("[a-z0-9]+", name.rpartition("/")[2].lower())
-    of_name = {other: sum(word in other for word in words) for other in known}
+    """Those of the known names that have most of its words, as dinov2 or vit-small, else those of like spelling."""
+    words = re.findall("[a-z0-9]+", name.rpartition("/")[2].lower()) or [""]
+    of_name = {other: sum(len(word) for word in words if word in other) for other in known}  # letters in common
     most = max(of_name.values())
-    if not most:
-        return difflib.get_close_matches("".join(words), known, n=3)
+    if 2 * most < max(1, sum(map(len, words))):
+        return difflib.get_close_matches("_".join(words), known, n=3)
     found = [other for other in known if of_name[other] == most]
     return sorted(found, key=lambda other: (not other.startswith(words[0]), len(other), other))[:_NAMED]
 

@@ -253,7 +253,7 @@ ADVICE = [
         both(leave_unfinished),
         EVAL,
         "run again, goes on from there; with --steps 4 it ends there",
-        [first(f"{TRAIN} --steps 4", EVAL), first(f"{TRAIN} --steps 8", EVAL)],
+        [first(f"{TRAIN} --steps 4", EVAL), first(f"{TRAIN} --steps 8", f"{EVAL} --out e")],
     ),
     (
         both(leave_unfinished, damage(STATE), write(STATE, "")),
