@@ -91,7 +91,7 @@ class Evidence:
         if not np.isfinite(found):
             raise UsageError(
                 f"--sets {level:g}: {self.episodes} meta-val episodes do not suffice for that level; give a lower one, "
-                f"or --episodes {int(np.ceil(1 / (1 - level)))} or more."
+                f"or fit the classifier with --episodes {int(np.ceil(1 / (1 - level)))} or more."
             )
         return found
 
@@ -227,7 +227,9 @@ def _restored(folder: Path, tensors: dict[str, Tensor], recorded: Mapping[str, A
         return made
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise ArtifactError(f"{folder} is no classifier that can be read ({reason}): make it again.") from error
+        raise ArtifactError(
+            f"{folder} is no classifier that can be read ({reason}): make it again with --overwrite."
+        ) from error
 
 
 def _check_values(found: Classifier) -> None:

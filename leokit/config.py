@@ -10,6 +10,7 @@ Values come from the command line, the environment, a TOML file, a preset and th
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
 
-from leokit.errors import UsageError
+from leokit.errors import ArtifactError, UsageError
 from leokit.text import visible
 
 
@@ -73,6 +74,8 @@ Resume = Annotated[bool, Outside(), Doc("Go on from the last state that was kept
 Overwrite = Annotated[bool, Outside(), Doc("Replace what another configuration made at the same place.")]
 DEFAULT_WORK = Path("leokit-work")
 DEFAULT_STEPS = 100_000  # of meta-training
+BUNDLED = "tf_efficientnet_lite0"  # the backbone whose weights come with the extra 'demo'
+_HUB = re.compile(r"(https?://huggingface\.co/|hf[-_]hub:)?timm/")  # before a model's name, as the Hub shows it
 COMMANDS = (  # the tables that a config file may have
     "demo",
     "pretrain",
@@ -138,7 +141,7 @@ class ExtractConfig:
         ),
     ] = None
     class_level: ClassLevel = None
-    backbone: Annotated[str, Doc("Name of a timm model; or wrn28_10 and its family.")] = "tf_efficientnet_lite0"
+    backbone: Annotated[str, Doc("Name of a timm model; or wrn28_10 and its family.")] = BUNDLED
     backbone_run: Annotated[
         Path | None,
         Resolved(),
@@ -150,7 +153,7 @@ class ExtractConfig:
         Doc("auto, bundled (the extra 'demo'), pretrained (timm's, from a hub), or a safetensors or torch file."),
     ] = "auto"
     trained_on: Annotated[
-        str | None, Doc("What a weights file was trained on: imagenet-1k, imagenet-21k, web or unknown.")
+        Literal["imagenet-1k", "imagenet-21k", "web", "unknown"] | None, Doc("What a weights file was trained on.")
     ] = None
     image_size: ImageSize = None
     crop_pct: Annotated[float | None, Gt(0), Le(1), Doc("Share of the resized side that the centre crop keeps.")] = None
@@ -618,7 +621,9 @@ class EvalConfig:
     """Options of `leokit eval`."""
 
     runs: Annotated[tuple[Path, ...], Argument(), Outside(), Doc("Runs to test (default: see --run).")] = ()
-    run: Annotated[Place, Doc("The one run to test (default: WORK/runs/leo-Nway-Kshot).")] = None
+    run: Annotated[Place, Doc("The one run to test (default: the only one in WORK/runs, or leo-Nway-Kshot there).")] = (
+        None
+    )
     features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/eval/RUN).")] = None
     split: Annotated[Literal["train", "val", "test"], Doc("Which classes.")] = "test"
@@ -662,7 +667,7 @@ class UncertaintyConfig:
         tuple[Path, ...],
         Argument(),
         Outside(),
-        Doc("The run to look at, and further ones that form an ensemble with it (default: WORK/runs/leo-5way-1shot)."),
+        Doc("The run to look at, and further ones that form an ensemble with it (default: as eval finds one)."),
     ] = ()
     features: TestFeatures = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/uncertainty/RUN).")] = None
@@ -702,7 +707,7 @@ class AnalyzeConfig:
     """Options of `leokit analyze`."""
 
     runs: Annotated[
-        tuple[Path, ...], Argument(), Outside(), Doc("Runs to look into (default: WORK/runs/leo-Nway-Kshot).")
+        tuple[Path, ...], Argument(), Outside(), Doc("Runs to look into (default: as eval finds one).")
     ] = ()
     features: Annotated[Place, Doc("Features of their backbone (default: WORK/features).")] = None
     out: Annotated[Place, Doc("Folder of the result (default: WORK/analysis).")] = None
@@ -1121,6 +1126,8 @@ def build(kind: type[StageConfig], values: Mapping[str, Any]) -> StageConfig:
     for key in values:
         if key not in known:
             raise UsageError(f"Unknown key {key!r}: {kind.__name__} has {', '.join(known)}.")
+    if isinstance(values.get("backbone"), str):
+        values = {**values, "backbone": without_hub(values["backbone"])}
     strict = ConfigDict(extra="forbid", allow_inf_nan=False)
     with_config(strict)(kind)
     try:
@@ -1214,14 +1221,19 @@ def run_name(config: MetaTrainConfig) -> str:
     return f"{config.variant}-{config.ways}way-{config.shots}shot{suffix}"
 
 
-def default_run(work: Path, ways: int | None, shots: int | None) -> Path:
-    """The run that is taken where none is named: of variant `leo`, seed 0 and these ways and shots, else 5 and 1."""
-    return work / "runs" / run_name(MetaTrainConfig(ways=ways or 5, shots=shots or 1))
-
-
 def training_splits(config: MetaTrainConfig) -> tuple[str, ...]:
     """The splits whose classes a run is meta-trained on."""
     return ("train", "val") if config.train_on_val else ("train",)
+
+
+def has_posterior(config: MetaTrainConfig) -> bool:
+    """Whether a run is trained with samples of codes and weights, so that samples can be drawn when it is used."""
+    return config.sampling and config.variant not in ("deterministic", "random-prior", "meta-sgd")
+
+
+def adapts_codes(config: MetaTrainConfig) -> bool:
+    """Whether a run has codes and a latent loop that adapts them."""
+    return config.inner_steps > 0 and config.variant not in ("generator", "generator-finetuning", "meta-sgd")
 
 
 def fixed_steps(config: MetaTrainConfig) -> int:
@@ -1363,6 +1375,33 @@ def read_space(name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"The search space {name} is no TOML: {error}.") from error
     return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def without_hub(backbone: str) -> str:
+    """The name of a backbone without the Hub's place of it, as `timm/resnet50.a1_in1k` and `hf-hub:timm/...` have."""
+    found = _HUB.match(backbone)
+    return backbone[found.end() :] if found else backbone
+
+
+def is_wide_resnet(backbone: str) -> bool:
+    """Whether a backbone is one of leokit's own, by its name."""
+    return re.fullmatch(r"wrn\d+_\d+", backbone) is not None
+
+
+def check_weights(backbone: str, weights: str) -> None:
+    """Refuse weights that are none.
+
+    Raises:
+        UsageError: bundled ones, of a backbone that has none.
+        ArtifactError: a file that is not there.
+    """
+    if weights == "bundled" and backbone.partition(".")[0] != BUNDLED:
+        raise UsageError(f"weights = 'bundled': there are such weights for {BUNDLED} only, not for {backbone}.")
+    if weights not in ("auto", "bundled", "pretrained", "random") and not Path(weights).is_file():
+        raise ArtifactError(
+            f"There is no weights file {weights}: "
+            "--weights is auto, bundled, pretrained, or a safetensors or torch file."
+        )
 
 
 def require_support(support: Path | None) -> None:

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from leokit import randomness
+from leokit.checks import MOST_IMAGES
 from leokit.config import MetaTrainConfig
-from leokit.errors import DataError, UsageError
+from leokit.errors import DataError
 from leokit.features import FeatureTable
 
-REST = 600  # images of a class that the reference's protocol uses: K for support, the rest for queries
-_POSITION_BITS = 20  # lowest bits of a key hold the position, so that no two keys are equal
+_POSITION_BITS = MOST_IMAGES.bit_length()  # lowest bits of a key hold the position, so that no two keys are equal
 _LARGEST = 2**63 - 1
 _NORMALISED_ROWS = 4096  # rows that are normalised at a time
 _KEYS = 2**22  # keys of images that are drawn at a time
@@ -89,7 +89,7 @@ class FeatureMatrix:
             number = int(torch.searchsorted(self.offsets, row, right=True)) - 1
             raise DataError(
                 f"Image {row - int(self.offsets[number])} of class {self.classes[number]!r} has a feature that is "
-                f"not finite, or too large for its square to be a {dtype}: extract the features again."
+                f"not finite, or too large for its square to be a {dtype}: make the features again with --overwrite."
             )
 
     @classmethod
@@ -233,56 +233,6 @@ def _ordered_keys(parents: Tensor, count: int) -> Tensor:
 def _positions(keys: Tensor) -> Tensor:
     positions: Tensor = keys & (2**_POSITION_BITS - 1)
     return positions
-
-
-def query_count(queries: str, shots: int) -> int | None:
-    """Q for `--queries`: a number, `rest600` (600 - K), or `all` (None: all other images of a class).
-
-    Raises:
-        UsageError: anything else.
-    """
-    if queries == "all":
-        return None
-    if queries == "rest600":
-        if shots >= REST:
-            raise UsageError(f"rest600 leaves no query for {shots} shots: use fewer than {REST}, or --queries 15.")
-        return REST - shots
-    if queries.isdecimal() and int(queries) >= 1:
-        return int(queries)
-    raise UsageError(f"--queries {queries}: it is a number from 1 up, rest600 or all.")
-
-
-def require_enough(
-    classes: Sequence[str],
-    counts: NDArray[np.int64],
-    *,
-    split: str,
-    ways: int,
-    shots: int,
-    queries: int | None,
-    options: str = "--shots or --queries",
-    ways_option: str = "--ways",
-) -> None:
-    """Check that every episode of the given size can be made; `options` are those that would make it smaller.
-
-    Raises:
-        DataError: too few classes, or a class with too few images, named with its count.
-    """
-    if len(classes) < ways:
-        raise DataError(
-            f"The {split} split has {len(classes)} classes, {ways}-way episodes need {ways}: lower {ways_option}."
-        )
-    needed = shots + (1 if queries is None else queries)
-    short = [number for number, count in enumerate(counts) if count < needed]
-    if short:
-        first = short[0]
-        others = f" ({len(short) - 1} more classes have too few)" if len(short) > 1 else ""
-        raise DataError(
-            f"Class {classes[first]!r} of the {split} split has {counts[first]} images, but {shots} shots + "
-            f"{needed - shots} queries need {needed}{others}: lower {options}, or leave the class out."
-        )
-    if max(counts) >= 2**_POSITION_BITS:
-        raise DataError(f"A class has {max(counts)} images; at most {2**_POSITION_BITS - 1} are supported.")
 
 
 def all_as_support(matrix: FeatureMatrix) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class LeokitError(Exception):
     """Something failed while running (exit code 1)."""
@@ -41,18 +44,37 @@ class Interrupted(LeokitError):
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises, here or in Arrow, into a sentence.
+def disk_errors(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Turn what a full disk or a folder that cannot be written raises, here or in Arrow, into a sentence.
+
+    Args:
+        folder: that is written.
+        option: by which another one is named.
 
     Raises:
         LeokitError: in place of such an OSError.
     """
+    place = os.path.abspath(folder)
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (*_FULL, *_FORBIDDEN) or not _is_about(error.filename, place):
             raise
+        cause = os.strerror(error.errno).lower()
+        while not os.path.isdir(place):  # it could not be made
+            place = os.path.dirname(place)
+        if error.errno in _FULL:
+            raise LeokitError(
+                f"{place} cannot be written ({cause}): make space and run the same command again."
+            ) from error
         raise LeokitError(
-            f"{folder} cannot be written: {os.strerror(error.errno).lower()}. What was finished is kept: make space "
-            "and run the same command again."
+            f"{place} cannot be written ({cause}): make it writable, or choose another {option}."
         ) from error
+
+
+def _is_about(path: str | bytes | int | None, folder: str) -> bool:
+    """Whether an error is about a folder, something in it or what it lies in, as far as it says so."""
+    if not isinstance(path, str | bytes):
+        return True
+    named = os.path.join(os.path.abspath(os.fsdecode(path)), "")
+    return named.startswith(os.path.join(folder, "")) or os.path.join(folder, "").startswith(named)

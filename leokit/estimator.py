@@ -11,9 +11,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from leokit.calibration import tempered
+from leokit.checks import LEO, check_method
 from leokit.classifiers import Classifier
 from leokit.devices import resolve_device
-from leokit.engine.fitting import LEO, METHODS, answer, centre_of, check_method, fit, support_matrix
+from leokit.engine.fitting import METHODS, answer, centre_of, fit, support_matrix
 from leokit.errors import UsageError
 from leokit.runs import Run, open_run
 

@@ -63,7 +63,9 @@ def open_evaluation(folder: Path) -> Evaluation:
     summary = manifest.read_json(folder, found, SUMMARY)
     fault = _summary_fault(summary) or _run_config_fault(found.facts["run_config"])
     if fault:
-        raise ArtifactError(f"{folder / SUMMARY} is not that of an evaluation ({fault}): make it again.")
+        raise ArtifactError(
+            f"{folder / SUMMARY} is not that of an evaluation ({fault}): make it again with --overwrite."
+        )
     return Evaluation(folder, found, summary)
 
 

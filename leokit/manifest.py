@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from leokit.errors import ArtifactError
+from leokit.errors import ArtifactError, disk_errors
 from leokit.text import visible
 
 MANIFEST = "manifest.json"
@@ -48,7 +48,8 @@ class Recorded(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise ArtifactError(
-            f"{self.place} records no {key!r}: it was altered, or made by another version of leokit. Make it again."
+            f"{self.place} records no {key!r}: it was altered, or made by another version of leokit. Make it again "
+            "with --overwrite."
         )
 
 
@@ -237,6 +238,7 @@ def begin(
     reopen: Callable[[dict[str, Any], dict[str, Any]], bool] | None = None,
     keep: bool = False,
     explain: Mapping[str, Callable[[], str]] | None = None,
+    option: str = "--out",
 ) -> Manifest | None:
     """Make `folder` ready for an artifact, or find that it holds this very artifact already.
 
@@ -251,6 +253,7 @@ def begin(
         keep: whether a finished artifact that is gone on from can be used until the new one is finished; not where its
             result files are replaced one by one.
         explain: for differences that values do not explain, as of hashes, by key: what to say in their place.
+        option: by which another folder is named, for messages.
 
     Returns:
         The manifest of the finished artifact if the same command has finished there; None if there is work to do,
@@ -267,13 +270,13 @@ def begin(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ArtifactError(
                 f"{folder} exists and is no artifact of leokit: it is left alone. "
-                "Choose another --out, or an empty folder."
+                f"Choose another {option}, or an empty folder."
             )
     found = unfinished or finished or wanted
     if found["schema"] != schema:
-        raise ArtifactError(f"{folder} holds a {found['schema']}, not a {schema}: choose another --out.")
+        raise ArtifactError(f"{folder} holds a {found['schema']}, not a {schema}: choose another {option}.")
     if reopen and reopen(found, wanted):
-        _refuse_links(folder)
+        _refuse_links(folder, option)
         _write_json(folder / UNFINISHED, wanted)
         if not keep:
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -286,25 +289,26 @@ def begin(
         changes = "; ".join(_explained(line, explain or {}) for line in differences(found, wanted))
         raise ArtifactError(
             f"{folder} holds another result than this command would make ({changes}). "
-            "Use --overwrite to replace it, or --out to write elsewhere."
+            f"Use --overwrite to replace it, or another {option} to write elsewhere."
         )
     if overwrite and (found != wanted or finished == wanted):
         for entry in inputs.values():
             if Path(entry.path).resolve().is_relative_to(folder.resolve()):
-                raise ArtifactError(f"{folder} holds what this command reads ({entry.path}): choose another --out.")
-        _refuse_links(folder, folders=True)
+                raise ArtifactError(f"{folder} holds what this command reads ({entry.path}): choose another {option}.")
+        _refuse_links(folder, option, folders=True)
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_links(folder)
+    _refuse_links(folder, option)
     _write_json(folder / UNFINISHED, wanted)
     return None
 
 
-def _refuse_links(folder: Path, *, folders: bool = False) -> None:
+def _refuse_links(folder: Path, option: str, *, folders: bool = False) -> None:
     """Refuse to write where a link in an artifact's folder would lead a file out of it.
 
     Args:
         folder: of the artifact.
+        option: by which another one is named.
         folders: look at links to folders only, where files are about to be deleted, which spares what links name.
 
     Raises:
@@ -313,7 +317,8 @@ def _refuse_links(folder: Path, *, folders: bool = False) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() and (path.is_dir() or not folders):
             raise ArtifactError(
-                f"{path} is a link, and this command writes into its folder: delete the link, or choose another --out."
+                f"{path} is a link, and this command writes into its folder: delete the link, or choose another "
+                f"{option}."
             )
 
 
@@ -350,26 +355,36 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, option: str = "--out") -> Iterator[None]:
     """Hold an artifact's folder, created where it is missing, for this process alone.
 
     The lock is the kernel's (flock on the folder): it ends with the process, however it ends, so none goes stale.
 
+    Args:
+        folder: of the artifact.
+        option: by which another one is named, for messages.
+
     Raises:
         ArtifactError: another living process holds the folder, or it cannot be made.
+        LeokitError: while it is held, what is written finds the disk full or the folder not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise ArtifactError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --out.") from error
+        raise ArtifactError(
+            f"The folder {os.path.abspath(folder)} cannot be made ({error.strerror}): choose another {option}."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise ArtifactError(f"Another process is writing to {folder}: wait for it, or choose another --out.") from error
+        raise ArtifactError(
+            f"Another process is writing to {folder}: wait for it, or choose another {option}."
+        ) from error
     try:
-        yield
+        with disk_errors(folder, option):
+            yield
     finally:
         os.close(descriptor)
 
@@ -385,14 +400,11 @@ def _intents(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None
     There are both while a finished artifact is carried on: until that ends, the finished one can be used.
     """
     finished = unfinished = None
-    try:
-        if _there(folder / MANIFEST):
-            manifest = read(folder)
-            finished = _intent(manifest.schema, manifest.config, manifest.inputs)
-        if _there(folder / UNFINISHED):
-            unfinished = _parse_intent(folder / UNFINISHED)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error} Delete the folder {folder} first.") from error
+    if _there(folder / MANIFEST):
+        manifest = read(folder)
+        finished = _intent(manifest.schema, manifest.config, manifest.inputs)
+    if _there(folder / UNFINISHED):
+        unfinished = _parse_intent(folder / UNFINISHED)
     return finished, unfinished
 
 
@@ -476,7 +488,7 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
     if not _there(path):
         unfinished = _there(folder / UNFINISHED)
         raise ArtifactError(
-            f"{folder} is unfinished: run the command that makes it again, it goes on from there."
+            f"{folder} is unfinished: the command that makes it, run again, finishes it."
             if unfinished
             else f"{folder} has no {MANIFEST}: it is no artifact of leokit{_needed(schema)}"
         )
@@ -484,7 +496,9 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
     checksum = data.pop("checksum", None)
     try:
         if checksum != hash_text(canonical_json(data)):
-            raise ArtifactError(f"{path} was altered: its checksum does not fit. Make the artifact again.")
+            raise ArtifactError(
+                f"{path} was altered: its checksum does not fit. Delete its folder and make the artifact again."
+            )
         manifest = Manifest(
             schema=_of(str, data["schema"]),
             id=_of(str, data["id"]),
@@ -495,14 +509,16 @@ def read(folder: Path, schema: str | None = None) -> Manifest:
             info=_of(dict, data["info"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}): make the artifact again.") from error
+        raise ArtifactError(f"{path} is damaged ({error!r}): delete its folder and make the artifact again.") from error
     for name in manifest.files:
         if not _is_inside(name):
             raise ArtifactError(f"{path} names the file {name!r}, which is outside of its folder: do not use it.")
     if schema is not None and manifest.schema != schema:
         raise ArtifactError(f"{folder} is of kind {manifest.schema!r}, but {schema!r} is needed.")
     if artifact_id(manifest.schema, manifest.config, manifest.inputs, manifest.files) != manifest.id:
-        raise ArtifactError(f"{path} was altered: its contents do not give its id. Make the artifact again.")
+        raise ArtifactError(
+            f"{path} was altered: its contents do not give its id. Delete its folder and make the artifact again."
+        )
     return manifest
 
 
@@ -567,15 +583,15 @@ def _there(path: Path) -> bool:
 
 def _parse(path: Path) -> dict[str, Any]:
     if not path.is_file():  # as a named pipe, which would be waited for
-        raise ArtifactError(f"{path} is damaged (no regular file): make the artifact again.")
+        raise ArtifactError(f"{path} is damaged (no regular file): delete its folder and make the artifact again.")
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}): make the artifact again.") from error
+        raise ArtifactError(f"{path} is damaged ({error}): delete its folder and make the artifact again.") from error
     if not isinstance(data, dict):
-        raise ArtifactError(f"{path} is damaged (no JSON object): make the artifact again.")
+        raise ArtifactError(f"{path} is damaged (no JSON object): delete its folder and make the artifact again.")
     return data
 
 
@@ -588,7 +604,7 @@ def _parse_intent(path: Path) -> dict[str, Any]:
             _of(str, identifier)
         canonical_json(data)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}): make the artifact again.") from error
+        raise ArtifactError(f"{path} is damaged ({error!r}): delete its folder and make the artifact again.") from error
     return data
 
 
@@ -603,7 +619,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         faults = pool.map(lambda item: _fault(folder / item[0], item[1]), records)
         for (name, _), fault in zip(records, faults, strict=True):
             if fault:
-                raise ArtifactError(f"{folder / name} {fault}: the artifact is damaged, make it again.")
+                raise ArtifactError(
+                    f"{folder / name} {fault}: the artifact is damaged, make it again with --overwrite."
+                )
 
 
 def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
@@ -615,13 +633,17 @@ def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
     if name not in manifest.files:
         raise ArtifactError(f"{folder} has no {name} among its files: it was made by another version of leokit.")
     if not (folder / name).is_file():
-        raise ArtifactError(f"{folder / name} is missing: make the artifact again.")
+        raise ArtifactError(f"{folder / name} is missing: make the artifact again with --overwrite.")
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{folder / name} cannot be read ({error.strerror}): make the artifact again.") from error
+        raise ArtifactError(
+            f"{folder / name} cannot be read ({error.strerror}): make the artifact again with --overwrite."
+        ) from error
     if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
-        raise ArtifactError(f"{folder / name} was altered (its hash differs): the artifact is damaged, make it again.")
+        raise ArtifactError(
+            f"{folder / name} was altered (its hash differs): the artifact is damaged, make it again with --overwrite."
+        )
     return data
 
 
@@ -634,7 +656,9 @@ def read_json(folder: Path, manifest: Manifest, name: str) -> Any:
     try:
         return json.loads(read_file(folder, manifest, name))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{folder / name} is damaged ({error}): make the artifact again.") from error
+        raise ArtifactError(
+            f"{folder / name} is damaged ({error}): make the artifact again with --overwrite."
+        ) from error
 
 
 def file_faults(folder: Path, manifest: Manifest, on_file: Callable[[str], None] | None = None) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 `weights.safetensors` holds the best parameters; `last/state.safetensors` holds in one file, replaced atomically,
 everything that the next step depends on.
+
+What a run's manifest says is read without torch, which takes seconds to import.
 """
 
 import json
@@ -9,19 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from leokit import manifest
-from leokit.config import MetaTrainConfig, build, identity
+from leokit.config import MetaTrainConfig, build, identity, run_name
 from leokit.errors import ArtifactError, UsageError
-from leokit.features import FeatureStore
-from leokit.leo.learners import make_learner
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = "leokit/run@1"
 WEIGHTS = "weights.safetensors"
@@ -32,21 +29,72 @@ EVENTS = "tensorboard"
 CONFIG = "config.toml"
 CENTRE = "centre"  # a tensor among the weights
 
-Packed = tuple[dict[str, Tensor], dict[str, Any]]  # a state as tensors and plain data
+Packed: TypeAlias = "tuple[dict[str, Tensor], dict[str, Any]]"  # a state as tensors and plain data
+_SHOWN = 5  # runs that a message names
 _LENGTH = 8  # bytes at the start of a safetensors file, which say how long its header is
 _ANEW = "make it again with --no-resume --overwrite"
 
 
 @dataclass(frozen=True, repr=False)
-class Run(manifest.Artifact):
-    """A finished run: how it was trained and its best parameters, by name.
+class RecordedRun(manifest.Artifact):
+    """A finished run as its manifest describes it.
 
     Its facts are width and backbone of the features, and when the best weights were found.
     """
 
     config: MetaTrainConfig
-    parameters: dict[str, Tensor]
-    centre: Tensor | None  # (D,): what features are centred on, where the run was trained on centred ones
+
+
+@dataclass(frozen=True, repr=False)
+class Run(RecordedRun):
+    """A finished run with its best parameters, by name."""
+
+    parameters: "dict[str, Tensor]"
+    centre: "Tensor | None"  # (D,): what features are centred on, where the run was trained on centred ones
+
+
+def only_run(work: Path, given: Path | None, preferred: Path | None = None, *, how: str = "by --run") -> Path:
+    """The run that is meant: the one named, else the only finished one of the work folder.
+
+    Args:
+        work: the work folder.
+        given: the run that the user names.
+        preferred: the run that is taken where there are several, this one among them.
+        how: a run is named, for messages.
+
+    Raises:
+        ArtifactError: there is none.
+        UsageError: there are several.
+    """
+    if given is not None:
+        return given
+    runs = sorted(path.parent for path in (work / "runs").glob(f"*/{manifest.MANIFEST}"))
+    if not runs:  # of one that was begun `read_run` tells how to finish it
+        runs = sorted(path.parent.parent for path in (work / "runs").glob(f"*/{STATE}"))
+    if not runs:
+        raise ArtifactError(f"There is no run in {work / 'runs'}: run `leokit meta-train` first, or name one {how}.")
+    if len(runs) == 1:
+        return runs[0]
+    if preferred is not None and preferred in runs:
+        return preferred
+    names = ", ".join(path.name for path in runs[:_SHOWN]) + ", …" * (len(runs) > _SHOWN)
+    raise UsageError(f"There are {len(runs)} runs in {work / 'runs'} ({names}): name one {how}.")
+
+
+def default_run(work: Path, ways: int | None, shots: int | None) -> Path:
+    """Where a run of variant `leo`, seed 0 and these ways and shots, else 5 and 1, goes by default."""
+    return work / "runs" / run_name(MetaTrainConfig(ways=ways or 5, shots=shots or 1))
+
+
+def read_run(folder: Path) -> RecordedRun:
+    """A finished run as its manifest describes it; its files are not looked at.
+
+    Raises:
+        ArtifactError: no run there, or unfinished.
+    """
+    _require_finished(folder)
+    found = manifest.read(folder, SCHEMA)
+    return RecordedRun(folder, found, build(MetaTrainConfig, found.config))
 
 
 def open_run(folder: Path) -> Run:
@@ -55,14 +103,15 @@ def open_run(folder: Path) -> Run:
     Raises:
         ArtifactError: no run there, unfinished, altered, or its weights are not those of its configuration.
     """
-    _require_finished(folder)
-    found = manifest.read(folder, SCHEMA)
+    recorded = read_run(folder)
+    found, config = recorded.manifest, recorded.config
     manifest.check_files(folder, found)
-    config = build(MetaTrainConfig, found.config)
     parameters = load_parameters(folder / WEIGHTS)
     faults = weight_faults(parameters, config, found.facts)
     if faults:
-        raise ArtifactError(f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again.")
+        raise ArtifactError(
+            f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again with --overwrite."
+        )
     centre = parameters.pop(CENTRE, None)
     return Run(folder, found, config, parameters, centre)
 
@@ -75,15 +124,36 @@ def _require_finished(folder: Path) -> None:
     """
     if (folder / manifest.MANIFEST).exists() or not (folder / STATE).exists():
         return
-    with fitting_state(folder / STATE):
-        step = int(load_state(folder / STATE)[1]["step"])
+    step = kept_step(folder)
+    ends = f"; with --steps {step} it ends there, with the best weights so far" * bool(step)
     raise ArtifactError(
-        f"{folder} is unfinished, at step {step}: the command that began it goes on from there; with --steps {step} it "
-        "ends there, with the best weights so far."
+        f"{folder} is unfinished, at step {step}: the command that began it, run again, goes on from there{ends}."
     )
 
 
-def weight_faults(parameters: Mapping[str, Tensor], config: MetaTrainConfig, facts: Mapping[str, Any]) -> list[str]:
+def kept_step(folder: Path) -> int:
+    """The step of the last kept state of a run; 0 where there is none. The tensors of the state are not read.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return 0
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            step = json.loads(json.loads(file.read(length))["__metadata__"]["record"])["step"]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged ({_line(error)}): {_ANEW}.") from error
+    if type(step) is not int or step < 0:
+        raise ArtifactError(f"{path} is no state of this training (step is {step!r:.60}): {_ANEW}.")
+    return step
+
+
+def weight_faults(parameters: "Mapping[str, Tensor]", config: MetaTrainConfig, facts: Mapping[str, Any]) -> list[str]:
     """In what the weights of a run are not those that its configuration and the width of its features ask for.
 
     Raises:
@@ -91,7 +161,13 @@ def weight_faults(parameters: Mapping[str, Tensor], config: MetaTrainConfig, fac
     """
     dim = facts["dim"]
     if not isinstance(dim, int) or dim < 1:
-        raise ArtifactError(f"A run on features of width {dim!r} cannot be: it was altered, make it again.")
+        raise ArtifactError(
+            f"A run on features of width {dim!r} cannot be: it was altered, make it again with --overwrite."
+        )
+    import torch
+
+    from leokit.leo.learners import make_learner
+
     latents, count = config.num_latents, sum(value.numel() for value in parameters.values())
     needed = 2 * config.ways * dim if config.variant == "meta-sgd" else 3 * dim * latents + 12 * latents**2
     if not needed <= count:  # before there is room for as many
@@ -104,14 +180,14 @@ def weight_faults(parameters: Mapping[str, Tensor], config: MetaTrainConfig, fac
     return [*tensor_faults(parameters, expected), *finite]
 
 
-def check_same_backbone(run: Run, store: FeatureStore) -> None:
+def check_same_backbone(run: RecordedRun, store: manifest.Artifact) -> None:
     """Check that features come from the backbone that the run was trained on.
 
     Raises:
         ArtifactError: naming both ids and what differs.
     """
     ours = {"dim": run.facts["dim"], "backbone": run.facts["backbone"]}
-    theirs = {"dim": store.dim, "backbone": store.facts["backbone"]}
+    theirs = {"dim": store.facts["dim"], "backbone": store.facts["backbone"]}
     if ours["backbone"] is None and run.manifest.inputs["features"].id != store.id:
         raise ArtifactError(
             f"The run {run.folder} was trained on features whose backbone is not recorded: it can be tested on those "
@@ -125,7 +201,7 @@ def check_same_backbone(run: Run, store: FeatureStore) -> None:
         )
 
 
-def check_ways(run: Run, ways: int) -> None:
+def check_ways(run: RecordedRun, ways: int) -> None:
     """Check that a run can be used for episodes of so many classes: with a learned start only for as many as it has.
 
     Raises:
@@ -140,7 +216,7 @@ _NOT_COMPARED = {"steps", "patience", "train_on_val", "val_every", "val_episodes
 _NOT_COMPARED |= {"seed", "dtype", "on_nan"}
 
 
-def steps_of_best(run: Run, config: MetaTrainConfig) -> int:
+def steps_of_best(run: RecordedRun, config: MetaTrainConfig) -> int:
     """How many steps a run had taken when it was best on meta-val, for another one with the same hyper-parameters.
 
     Args:
@@ -175,12 +251,14 @@ def _hyper_parameters(config: MetaTrainConfig) -> dict[str, Any]:
     return {key: value for key, value in identity(config).items() if key not in _NOT_COMPARED}
 
 
-def save_parameters(path: Path, parameters: dict[str, Tensor]) -> None:
+def save_parameters(path: Path, parameters: "dict[str, Tensor]") -> None:
     """Write parameters as safetensors, atomically."""
+    from safetensors.torch import save as save_tensors
+
     manifest.write_atomically(path, save_tensors(_plain(parameters)))
 
 
-def load_parameters(path: Path) -> dict[str, Tensor]:
+def load_parameters(path: Path) -> "dict[str, Tensor]":
     """Read parameters that `save_parameters` wrote, by name, on the CPU.
 
     Raises:
@@ -189,13 +267,15 @@ def load_parameters(path: Path) -> dict[str, Tensor]:
     return _read(path)[0]
 
 
-def save_state(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def save_state(path: Path, tensors: "dict[str, Tensor]", record: dict[str, Any]) -> None:
     """Write tensors and plain data as one safetensors file, atomically."""
+    from safetensors.torch import save as save_tensors
+
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_atomically(path, save_tensors(_plain(tensors), metadata={"record": json.dumps(record)}))
 
 
-def load_state(path: Path, like: Packed | None = None) -> Packed:
+def load_state(path: Path, like: "Packed | None" = None) -> Packed:
     """Read what `save_state` wrote.
 
     Args:
@@ -228,7 +308,7 @@ def require_like(path: Path, found: Packed, like: Packed) -> None:
         raise ArtifactError(f"{path} is no state of this training ({faults[0]}): {_ANEW}.")
 
 
-def tensor_faults(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def tensor_faults(found: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]") -> list[str]:
     """In what names, shapes and types of tensors differ from those expected."""
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     faults += [f"{name} is one too many" for name in sorted(found.keys() - expected.keys())]
@@ -255,6 +335,8 @@ def fitting_state(path: Path) -> Iterator[None]:
     Raises:
         ArtifactError: in place of what a state of another form raises.
     """
+    import torch
+
     try:
         yield
     except torch.OutOfMemoryError:
@@ -263,11 +345,14 @@ def fitting_state(path: Path) -> Iterator[None]:
         raise ArtifactError(f"{path} is no state of this training ({_line(error)}): {_ANEW}.") from error
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
     if not path.is_file():
         raise ArtifactError(f"{path} is missing: {_ANEW}.")
     try:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args, get_origin
 
-from leokit import randomness
 from leokit.config import MetaTrainConfig, build, check_together, describe
 from leokit.errors import UsageError
 
@@ -103,6 +102,8 @@ class Space:
 
     def draw(self, seed: int, trial: int) -> dict[str, Value]:
         """The values of a trial, by option."""
+        from leokit import randomness  # and with it torch, which checking a space does without
+
         return {
             name: span.at(randomness.generator(seed, f"search/{name}", trial).random())
             for name, span in self.ranges.items()

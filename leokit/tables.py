@@ -59,7 +59,7 @@ def read_table(path: Path) -> pa.Table:
         ArtifactError: missing, no Parquet, or it would take far more memory than a file of its size can mean.
     """
     if not path.is_file():
-        raise ArtifactError(f"The table {path} is missing: make the artifact again.")
+        raise ArtifactError(f"The table {path} is missing: make the artifact again with --overwrite.")
     try:
         room = _ROOM + _RATIO * path.stat().st_size
         packed = _packed(path, room)
@@ -69,7 +69,9 @@ def read_table(path: Path) -> pa.Table:
         return _unpacked(table, packed, room)
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
         what = " ".join(str(error).split())
-        raise ArtifactError(f"The table {path} cannot be read ({what}): make the artifact again.") from error
+        raise ArtifactError(
+            f"The table {path} cannot be read ({what}): make the artifact again with --overwrite."
+        ) from error
 
 
 def _packed(path: Path, room: int) -> list[str]:

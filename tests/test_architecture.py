@@ -23,6 +23,7 @@ FLOORS = [
     ("leokit.engine", 4),
     ("leokit.episodes", 3),
     ("leokit.runs", 3),
+    ("leokit.checks", 3),
     ("leokit.classifiers", 3),
     ("leokit.evaluations", 3),
     ("leokit.regression.models", 3),

@@ -2,17 +2,19 @@
 
 from leokit.backbones.backbone import Backbone, embed
 from leokit.backbones.layers import Layers, default_layers, layer_names
-from leokit.backbones.loading import RANDOM, decoder_on, hub_repository, load, preprocessing_of
+from leokit.backbones.loading import RANDOM, check_name, decoder_on, hub_repository, is_fetched, load, preprocessing_of
 from leokit.backbones.pretrained import load_pretrained, open_pretrained
 
 __all__ = [
     "RANDOM",
     "Backbone",
     "Layers",
+    "check_name",
     "decoder_on",
     "default_layers",
     "embed",
     "hub_repository",
+    "is_fetched",
     "layer_names",
     "load",
     "load_pretrained",

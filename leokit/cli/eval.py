@@ -22,8 +22,6 @@ def command(config: EvalConfig, output: Output) -> None:
     """
     from leokit.stages import evaluate
 
-    if config.runs and (config.run or (config.out and len(config.runs) > 1)):
-        raise UsageError("Name runs by position or one by --run, and --out with one run only.")
     configs = [replace(config, run=run, runs=()) for run in config.runs] or [config]
     shared = evaluate.Shared()
     plans = [evaluate.dry_run(one, shared) for one in configs]  # all are checked before the first begins

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leokit import distributed
 from leokit.cli.render import Output, TableData, few_digits
 from leokit.config import ExtractConfig
 from leokit.text import pasteable
+
+if TYPE_CHECKING:
+    from leokit.checks import Divided
 
 
 def command(config: ExtractConfig, output: Output) -> None:
@@ -18,13 +21,16 @@ def command(config: ExtractConfig, output: Output) -> None:
 
     Example: leokit extract images --splits miniimagenet --image-size 84
     """
+    from leokit.checks import check_extract
+
+    divided = check_extract(config)  # before torch is imported
     from leokit.stages import extract
 
     if output.dry_run:
-        _dry_run(config, output)
+        _dry_run(config, divided, output)
         return
     with output.progress("Extracting") as progress:
-        store = extract.run(config, on_progress=progress, on_message=output.note)
+        store = extract.run(config, divided=divided, on_progress=progress, on_message=output.note)
     if distributed.world().rank:
         return  # rank 0 says it
     facts, info = store.facts, store.manifest.info
@@ -58,10 +64,10 @@ def _seen(facts: Mapping[str, Any]) -> list[str]:
     return [seen_sentence(facts["trained_on"], facts["classes_seen"]["test"], total, "test")] if total else []
 
 
-def _dry_run(config: ExtractConfig, output: Output) -> None:
+def _dry_run(config: ExtractConfig, divided: "Divided", output: Output) -> None:
     from leokit.stages import extract
 
-    plan = extract.plan(config, output.note)
+    plan = extract.plan(config, divided, output.note)
     estimate = extract.estimate(config, plan)
     out = extract.default_out(config)
     data = {"out": str(out), "counts": plan.counts, "files": len(plan.shards), **asdict(estimate)}
@@ -70,6 +76,8 @@ def _dry_run(config: ExtractConfig, output: Output) -> None:
         f"About {_duration(estimate.seconds)}, by a sample: {few_digits(estimate.decoding)} images/s for each "
         f"process that decodes, {few_digits(estimate.model)} images/s for the model.",
     ]
+    if estimate.to_fetch:
+        sentences.append(f"The weights of {config.backbone} would be fetched by timm where they are not in its cache.")
     output.result(data, [_table("Would extract", plan.counts)], sentences)
 
 

@@ -1,7 +1,7 @@
 """`leokit fit`."""
 
 from leokit.cli.render import Output, TableData
-from leokit.config import FitConfig, require_support
+from leokit.config import FitConfig
 from leokit.text import pasteable
 
 
@@ -13,7 +13,6 @@ def command(config: FitConfig, output: Output) -> None:
 
     Example: leokit fit --support my-classes
     """
-    require_support(config.support)
     from leokit.stages import fit
 
     if output.dry_run:

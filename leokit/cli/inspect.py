@@ -32,7 +32,7 @@ def command(config: InspectConfig, output: Output) -> None:
     data = asdict(found) | {"folder": str(found.folder), "summary": found.summary()}
     if not config.classes:
         del data["counts"]
-    state = "" if found.finished else "Unfinished: the command that makes it, run again, goes on from there."
+    state = "" if found.finished else "Unfinished: the command that makes it, run again, finishes it."
     output.result(data, list(_tables(found, classes=config.classes)), [state] if state else [])
 
 

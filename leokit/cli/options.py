@@ -95,7 +95,7 @@ def _run(
             plain = {key: _plain(value) for key, value in asdict(config).items()}
             output.text(json.dumps(plain) + "\n" if output.json else to_toml(plain))
         else:
-            _check_named(config)
+            _check(config)
             body(config, output)
         sys.stdout.flush()
     except Interrupted as error:
@@ -111,7 +111,7 @@ def _run(
             return _PIPE_CLOSED
         if output.common.verbose:
             traceback.print_exc()
-        output.error(f"{error.strerror or error}: {error.filename or 'no file named'}. What was finished is kept.")
+        output.error(f"{error.strerror or error}: {error.filename or 'no file named'}.")
         return LeokitError.exit_code
     except KeyboardInterrupt:
         output.stopped("Stopped. The same command goes on from what is kept, or begins again.")
@@ -119,13 +119,14 @@ def _run(
     return 0
 
 
-def _check_named(config: Any) -> None:
-    """Refuse a folder that is named and not there, and a wrong level, before the seconds that torch's import takes.
+def _check(config: Any) -> None:
+    """Refuse what can be told to be wrong before the seconds that the import of torch takes.
 
     Raises:
-        ArtifactError, DataError, UsageError: as the stage would.
+        UsageError, DataError, ArtifactError: as the stage would.
     """
     from leokit import manifest
+    from leokit.checks import check
     from leokit.images.classes import check_level
     from leokit.images.scan import scan
 
@@ -142,6 +143,7 @@ def _check_named(config: Any) -> None:
     images = getattr(config, "images", None)
     if images is not None and not os.path.isdir(images):
         scan(images)
+    check(config)
 
 
 def _reader_is_gone() -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leokit import manifest
 from leokit.cli.render import Output
-from leokit.config import PredictConfig, require_support
+from leokit.config import PredictConfig
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
 from leokit.text import visible, visible_json
 
@@ -26,8 +26,8 @@ def command(config: PredictConfig, output: Output) -> None:
 
     Example: leokit predict photos --support my-classes --run leokit-work/runs/anchored-5way-1shot
     """
-    if config.classifier is None:
-        require_support(config.support)
+    if config.csv:
+        _check_csv(config.csv)
     from leokit.stages import predict
 
     if output.dry_run:
@@ -142,14 +142,17 @@ class _Json:
 _COLUMNS = ("image", "label", "probability", "entropy", "unknown", "set", "top", "mutual_information", "error")
 
 
-@contextmanager
-def _csv_file(path: Path) -> Iterator[Any]:
-    """A CSV file that is there once it is whole; yields what writes a prediction."""
+def _check_csv(path: Path) -> None:
     if path.exists():
         raise ArtifactError(f"--csv {path} is there already: delete it, or choose another name.")
     if path.suffix.lower() != ".csv":
         raise UsageError(f"--csv {path}: its name shall end in .csv.")
-    with disk_errors(path.parent):
+
+
+@contextmanager
+def _csv_file(path: Path) -> Iterator[Any]:
+    """A CSV file that is there once it is whole; yields what writes a prediction."""
+    with disk_errors(path.parent, "--csv"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with manifest.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

@@ -18,10 +18,13 @@ def command(config: PretrainConfig, output: Output) -> None:
 
     Example: leokit pretrain images --splits miniimagenet --backbone wrn28_10 --precision bfloat16
     """
+    from leokit.checks import check_pretrain
+
+    divided = check_pretrain(config)  # before torch is imported
     from leokit.stages import pretrain
 
     if output.dry_run:
-        planned = pretrain.plan(config, output.note)
+        planned = pretrain.plan(config, divided, output.note)
         counts = {"trained on": planned.training, "held out": planned.held_out, "meta-val": planned.val}
         classes = {"trained on": planned.classes, "held out": planned.classes, "meta-val": planned.val_classes}
         rows = [[name, str(len(classes[name])), str(len(images))] for name, images in counts.items()]
@@ -29,7 +32,7 @@ def command(config: PretrainConfig, output: Output) -> None:
         output.result(data, [TableData("Would train", ["", "classes", "images"], rows)])
         return
     with output.progress("Pre-training") as progress:
-        found = pretrain.run(config, on_progress=progress, on_message=output.note)
+        found = pretrain.run(config, divided=divided, on_progress=progress, on_message=output.note)
     if distributed.world().rank:
         return  # rank 0 says it
     out = pretrain.default_out(config)

@@ -1,7 +1,7 @@
 """From a run back to what it was made from: its features, and the backbone that embeds further images."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -134,10 +134,14 @@ def _options(recorded: Mapping[str, Any]) -> dict[str, Any]:
             wrong.append("name")
     except (KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ArtifactError(f"The backbone is not recorded in full ({reason}): make the artifact again.") from error
+        raise ArtifactError(
+            f"The backbone is not recorded in full ({reason}): make the artifact again with --overwrite."
+        ) from error
     if wrong:
         value = found.get(wrong[0], recorded["name"])
-        raise ArtifactError(f"The backbone is recorded with {wrong[0]} = {value!r:.60}: make the artifact again.")
+        raise ArtifactError(
+            f"The backbone is recorded with {wrong[0]} = {value!r:.60}: make the artifact again with --overwrite."
+        )
     return found
 
 
@@ -148,26 +152,3 @@ def _is_finite(value: Any) -> bool:
 def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     inner = {key: value for key, value in plain["preprocessing"].items() if key not in _MAY_DIFFER}
     return {key: value for key, value in plain.items() if key not in _MAY_DIFFER} | {"preprocessing": inner}
-
-
-def only_run(work: Path, given: Path | None) -> Path:
-    """The run that is meant: the one named, else the only finished one of the work folder.
-
-    Raises:
-        ArtifactError: there is none, or several.
-    """
-    if given is not None:
-        return given
-    runs = sorted(_finished(work / "runs"))
-    if len(runs) == 1:
-        return runs[0]
-    if not runs:
-        raise ArtifactError(f"There is no run in {work / 'runs'}: run `leokit meta-train` first, or give --run.")
-    raise ArtifactError(
-        f"There are {len(runs)} runs in {work / 'runs'} ({', '.join(path.name for path in runs[:5])}"
-        f"{', …' if len(runs) > 5 else ''}): say by --run which one to take."
-    )
-
-
-def _finished(folder: Path) -> Iterable[Path]:
-    return (path.parent for path in folder.glob(f"*/{manifest.MANIFEST}"))

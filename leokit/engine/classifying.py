@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from leokit import manifest
 from leokit.backbones import Backbone
+from leokit.checks import LEO, check_fit
 from leokit.classifiers import Classifier, Evidence, Withheld
-from leokit.config import FitConfig, default_workers, require_support
-from leokit.devices import resolve_device
+from leokit.config import FitConfig, default_workers
+from leokit.devices import check_device, resolve_device
 from leokit.engine import cache, chain
 from leokit.engine.embedding import embed_images
-from leokit.engine.fitting import LEO, METHODS, centre_of, check_method, fit, support_matrix
+from leokit.engine.fitting import METHODS, centre_of, fit, support_matrix
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.studying import Study, remark, setting, study, withheld
 from leokit.errors import DataError
 from leokit.features import FeatureStore
 from leokit.images.preprocess import UnreadableImage, read_file
 from leokit.images.scan import ImageTree
-from leokit.images.support import empty_folders, read_support
+from leokit.images.support import empty_folders
 from leokit.runs import Run, open_run
 
 Progress = Callable[[int, int, str], None]
@@ -104,14 +105,12 @@ def prepare(config: FitConfig, on_message: Tell) -> Prepared:
         DataError: a support set of one class, or a class without a readable file.
         UsageError: what the run cannot do, or no support set named.
     """
-    require_support(config.support)
+    check_device(config.device)
+    recorded, tree = check_fit(config)
     assert config.support
-    run = open_run(chain.only_run(config.work, config.run))
-    if config.method != "auto" or config.samples:
-        check_method(run, LEO if config.method == "auto" else config.method, config.samples)
-    tree = read_support(config.support, config.class_level)
     for sentence in tree.said:
         on_message(sentence)
+    run = open_run(recorded.folder)
     empty = empty_folders(config.support, tree)
     if empty:
         more = ", …" if len(empty) > _NAMED else ""

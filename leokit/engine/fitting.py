@@ -9,16 +9,16 @@ from torch import Tensor
 
 from leokit.baselines import COSINE_SCALE, class_mean, logistic_regression
 from leokit.calibration import Floats, tempered
+from leokit.checks import LEO
 from leokit.classifiers import Classifier
 from leokit.engine.members import CLASS_MEAN, LOGISTIC, learner_of, tensors_of
 from leokit.engine.predictives import Answers, answers
 from leokit.engine.scoring import one_thread
 from leokit.episodes import FeatureMatrix, all_as_support, types_of
-from leokit.errors import DataError, UsageError
+from leokit.errors import DataError
 from leokit.features import FeatureTable
 from leokit.runs import Run
 
-LEO = "leo"  # a run's own variant, whichever it is
 METHODS = (LEO, CLASS_MEAN, LOGISTIC)
 
 
@@ -108,17 +108,3 @@ def answer(classifier: Classifier, vectors: NDArray[np.floating], device: torch.
 def probabilities(classifier: Classifier, given: Answers) -> Floats:
     """Probabilities (n, C) at the classifier's temperature."""
     return tempered(given.probabilities, classifier.temperature)
-
-
-def check_method(run: Run, method: str, samples: int) -> None:
-    """Check that a run can do what was asked.
-
-    Raises:
-        UsageError: samples of what has none.
-    """
-    if samples and method != LEO:
-        raise UsageError(f"--samples {samples} with --method {method}: only leo has samples; give --method leo.")
-    if samples and not learner_of(run).has_posterior:
-        raise UsageError(
-            f"--samples {samples}: {run.folder} is a {run.config.variant} run, trained without samples; leave it out."
-        )

@@ -162,7 +162,7 @@ def _make_once(path: Path, make: Callable[[], None]) -> None:
     """Make a file that is missing, unless another process does, which is waited for."""
     if path.exists():
         return
-    with disk_errors(path.parent), _waited_for(path):
+    with disk_errors(path.parent, "--rows"), _waited_for(path):
         if not path.exists():
             make()
 

@@ -88,7 +88,8 @@ class Model:
                 if self.block == 1:
                     raise LeokitError(
                         f"The memory of {self.device} does not suffice for one image of "
-                        f"{self.backbone.preprocessing.image_size} pixels: choose a smaller --image-size or --backbone."
+                        f"{self.backbone.preprocessing.image_size} pixels: choose another --device, or extract with "
+                        "a smaller --image-size or --backbone."
                     ) from error
                 self.block //= 2
             if self._apart:

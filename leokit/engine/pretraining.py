@@ -17,6 +17,7 @@ from leokit import randomness
 from leokit.backbones import Layers
 from leokit.backbones.training import Heads, make_average, make_loss, make_optimiser, make_schedule
 from leokit.baselines import class_mean
+from leokit.checks import check_batch
 from leokit.config import PretrainConfig
 from leokit.distributed import Job, World
 from leokit.engine.pixels import Pixels
@@ -24,7 +25,7 @@ from leokit.engine.ranks import share_over_ranks
 from leokit.engine.scoring import score
 from leokit.engine.steps import Diverged
 from leokit.episodes import EpisodeSampler, FeatureMatrix
-from leokit.errors import LeokitError, UsageError
+from leokit.errors import LeokitError
 from leokit.features import FeatureTable
 from leokit.images import augmentation
 from leokit.images.augmentation import Recipe
@@ -97,16 +98,7 @@ class Trainer:
         self.config, self.training, self.recipe, self.preprocessing = config, training, recipe, preprocessing
         self.device, self.place, self.job = device, place, job
         self.steps_of_epoch = len(training.labels) // config.batch_size
-        parts = config.accumulate * place.size
-        if config.batch_size % parts:
-            raise UsageError(
-                f"batch_size = {config.batch_size}: it must be a multiple of --accumulate {config.accumulate} times "
-                f"the {place.size} rank{'s' * (place.size > 1)}, so that all parts are of one size."
-            )
-        if not self.steps_of_epoch:
-            raise UsageError(
-                f"batch_size = {config.batch_size}: there are {len(training.labels)} images to train on; take fewer."
-            )
+        check_batch(config, len(training.labels), place.size)
         self.steps = self.steps_of_epoch * config.epochs
         shared = share_over_ranks(network, rank=place.rank, size=place.size, device=device, steps=job.steps)
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format

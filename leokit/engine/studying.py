@@ -15,9 +15,9 @@ import torch
 
 from leokit import calibration, randomness
 from leokit.calibration import Floats
+from leokit.checks import LEO
 from leokit.classifiers import Evidence, Withheld
 from leokit.engine import cache
-from leokit.engine.fitting import LEO
 from leokit.engine.members import baseline_member, run_member
 from leokit.engine.predictives import Member, Predicted, predict_episodes, scores
 from leokit.episodes import EpisodeSampler, FeatureMatrix, types_of

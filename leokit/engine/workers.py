@@ -59,9 +59,10 @@ def in_processes(jobs: int) -> Runner:
             except TerminatedWorkerError as error:
                 lost += 1
                 if lost == _LOST_IN_A_ROW:
+                    fewer = f"use fewer --jobs than {jobs}" if jobs > 1 else "make room in it"
                     raise LeokitError(
                         f"Worker processes were killed {lost} times without a trial that ended, as the system does "
-                        f"when memory is short: use fewer --jobs than {jobs}. What was finished is kept."
+                        f"when memory is short: {fewer}. What was finished is kept."
                     ) from error
 
     return run

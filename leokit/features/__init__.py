@@ -9,7 +9,7 @@ from leokit.features.checking import store_faults
 from leokit.features.labelled import LabelledRows
 from leokit.features.layout import FAILURES, SCHEMA, Shard, plan_shards
 from leokit.features.sources import Source, find_source
-from leokit.features.store import FeatureStore, FeatureTable
+from leokit.features.store import FeatureStore, FeatureTable, read_recorded
 from leokit.features.writing import ShardWriter, facts_of, write_store
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "facts_of",
     "find_source",
     "plan_shards",
+    "read_recorded",
     "store_faults",
     "write_store",
 ]

@@ -56,6 +56,22 @@ class _Group:
     metadata: Any  # of the file
 
 
+def read_recorded(folder: Path) -> manifest.Artifact:
+    """A feature store as its manifest describes it: no other file of it is opened.
+
+    Raises:
+        ArtifactError: missing, unfinished, of another kind, or its manifest is not that of a store.
+    """
+    found = manifest.read(folder, SCHEMA)
+    try:
+        _check_facts(found.facts)
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{folder} is no feature store that can be read ({error}): make it again with --overwrite."
+        ) from error
+    return manifest.Artifact(folder, found)
+
+
 class FeatureStore(manifest.Artifact):
     """A finished feature artifact, opened for reading; its files' footers are read, and no more.
 
@@ -77,7 +93,9 @@ class FeatureStore(manifest.Artifact):
             self._groups = _index(folder, checked)
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             what = " ".join(repr(error).split())
-            raise ArtifactError(f"{folder} is no feature store that can be read ({what}): make it again.") from error
+            raise ArtifactError(
+                f"{folder} is no feature store that can be read ({what}): make it again with --overwrite."
+            ) from error
 
     @classmethod
     def open(cls, folder: Path | str, splits: Sequence[str] | None = None) -> Self:
@@ -224,7 +242,8 @@ def _check_facts(facts: dict[str, Any]) -> None:
     right = {
         "dim": isinstance(facts["dim"], int) and 0 < facts["dim"] < 2**31,
         "dtype": facts["dtype"] in ("float16", "float32"),
-        "counts": isinstance(facts["counts"], dict),
+        "counts": isinstance(facts["counts"], dict)
+        and all(isinstance(of, dict) and all(type(n) is int for n in of.values()) for of in facts["counts"].values()),
         "backbone": backbone is None or isinstance(backbone, dict),
         "trained_on": trained_on in TRAINED_ON
         if isinstance(trained_on, str)
@@ -257,7 +276,7 @@ def check_pages(path: Path, row_group: RowGroup, column: int, *, values: int, si
     if pages.values > most or pages.total > _SPREAD * size + _SLACK or written_out > 4 * _ROOM + _SPREAD * size:
         raise ArtifactError(
             f"{path} is refused: a column ({found.path}) of {values} values would unpack to {pages.values} "
-            f"values and {max(pages.total, written_out)} bytes. Make the artifact again."
+            f"values and {max(pages.total, written_out)} bytes. Make the artifact again with --overwrite."
         )
 
 
@@ -283,7 +302,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, ValueError, IndexError, OverflowError) as error:
-        raise ArtifactError(f"{path} is damaged ({' '.join(str(error).split())}): make it again.") from error
+        raise ArtifactError(
+            f"{path} is damaged ({' '.join(str(error).split())}): make it again with --overwrite."
+        ) from error
 
 
 def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
@@ -306,7 +327,7 @@ def _read_plain(group: _Group, rows: NDArray[np.floating[Any]]) -> bool:
         while view:
             count = file.readinto(view)
             if not count:
-                raise ArtifactError(f"{group.path} ends too early: make it again.")
+                raise ArtifactError(f"{group.path} ends too early: make it again with --overwrite.")
             view = view[count:]
     return True
 

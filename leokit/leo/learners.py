@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from leokit import randomness
-from leokit.config import MetaTrainConfig
+from leokit.config import MetaTrainConfig, has_posterior
 from leokit.errors import UsageError
 from leokit.leo.adaptation import Adapted, Draws, Method, adapt, for_episodes, masked, predict, support_steps
 from leokit.leo.draws import DrawShapes, meta_training_draws, posterior_draws
@@ -119,7 +119,7 @@ class LatentLearner:
     @property
     def has_posterior(self) -> bool:
         """See `Learner`."""
-        return self.method.sampled and self.method.encoded
+        return has_posterior(self.config)
 
     def initial(self, dtype: torch.dtype) -> Tensors:
         """See `Learner`."""

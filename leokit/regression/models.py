@@ -35,5 +35,7 @@ def open_regression(folder: Path) -> RegressionModel:
     tensors = load_parameters(folder / WEIGHTS)
     faults = tensor_faults(tensors, initial_tensors(0, inner_lr=1.0))
     if faults:
-        raise ArtifactError(f"{folder / WEIGHTS} holds no model of regression: {faults[0]}. Make it again.")
+        raise ArtifactError(
+            f"{folder / WEIGHTS} holds no model of regression: {faults[0]}. Make it again with --overwrite."
+        )
     return RegressionModel(folder, found, build(RegressTrainConfig, found.config), tensors)

@@ -58,7 +58,9 @@ class Artifact:
         """
         found = manifest.read_json(self.folder, self.manifest, name)
         if not isinstance(found, dict):
-            raise ArtifactError(f"{self.folder / name} is damaged (no JSON object): make the artifact again.")
+            raise ArtifactError(
+                f"{self.folder / name} is damaged (no JSON object): make the artifact again with --overwrite."
+            )
         return found
 
 
@@ -107,7 +109,9 @@ def collect(work: Path) -> Collection:
         ArtifactError: the folder is an artifact itself.
     """
     if _is_artifact(work):
-        raise ArtifactError(f"{work} is an artifact, not a work folder: name the folder that it lies in by --work.")
+        raise ArtifactError(
+            f"{work} is an artifact, not a work folder: name the work folder that it belongs to by --work."
+        )
     found = Collection(work)
     for folder in _folders(work):
         if is_card(folder):

@@ -29,7 +29,7 @@ def size(data: bytes, path: Path) -> tuple[int, int]:
                 if width * height <= _LARGEST:
                     picture.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ArtifactError(f"{path} is no whole PNG picture: make the artifact again.") from error
+        raise ArtifactError(f"{path} is no whole PNG picture: make the artifact again with --overwrite.") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         width = height = _LARGEST
     if width * height > _LARGEST:

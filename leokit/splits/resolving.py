@@ -19,10 +19,10 @@ SPLITS_FILE = "splits.csv"
 BUILT_IN = ("miniimagenet", "tieredimagenet")
 
 _IMAGES = {"miniimagenet": ("miniImageNet", 60_000), "tieredimagenet": ("tieredImageNet", 779_165)}
-_WAYS_TO_SAY = (
-    f"a {SPLITS_FILE} (class_name,split) in the image tree, or --splits with miniimagenet, tieredimagenet, "
-    "random:TRAIN/VAL/TEST, a CSV file class_name,split, or a folder with train.csv, val.csv, test.csv"
-)
+_LISTS = "a CSV file class_name,split, or a folder with train.csv, val.csv, test.csv"
+_BY_NAME = ", ".join(BUILT_IN)
+_RANDOM = "random:TRAIN/VAL/TEST"
+_WAYS_TO_SAY = f"a {SPLITS_FILE} (class_name,split) in the image tree, or --splits with {_BY_NAME}, {_RANDOM}, {_LISTS}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def read_listing(spec: str | None, images: Path | None = None, division: Divisio
         return _image_lists(Path(spec))
     if os.path.isfile(spec):
         return _whole_classes(read_class_list(Path(spec)), "class list")
-    raise UsageError(f"splits = {spec!r}: no such list, file or folder. Name {_WAYS_TO_SAY}.")
+    ways = f"{_BY_NAME}, {_LISTS}" if images is None else f"{_BY_NAME}, {_RANDOM}, {_LISTS}"
+    raise UsageError(f"splits = {spec!r}: no such list, file or folder. Name {ways}.")
 
 
 def _by_folders(division: Division) -> Listing:

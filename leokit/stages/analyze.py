@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from leokit import manifest
-from leokit.config import AnalyzeConfig, default_run, identity, run_name
-from leokit.devices import resolve_device
+from leokit.checks import check_analyze
+from leokit.config import AnalyzeConfig, adapts_codes, identity, run_name
+from leokit.devices import check_device, resolve_device
 from leokit.engine.describing import (
     DEFINITIONS,
     describe_codes,
@@ -21,15 +22,14 @@ from leokit.engine.describing import (
     ratio_of_medians,
 )
 from leokit.engine.geometry import Codes, Floats, Geometry, Subject, codes_of, geometry_of
-from leokit.episodes import EpisodeSampler, FeatureMatrix, require_enough, types_of
-from leokit.errors import UsageError
+from leokit.episodes import EpisodeSampler, FeatureMatrix, types_of
 from leokit.features import FeatureStore
 from leokit.figures.analysis import CodesPicture, draw_codes, draw_geometry
 from leokit.leo.curvature import decoder_singular_values
-from leokit.leo.learners import LatentLearner, make_learner
+from leokit.leo.learners import make_learner
 from leokit.projection import principal_components, tsne
 from leokit.provenance import information
-from leokit.runs import Run, check_same_backbone, check_ways, open_run
+from leokit.runs import Run, open_run
 from leokit.splits import classes_seen
 from leokit.tables import write_table
 
@@ -61,8 +61,7 @@ class _Entry:
     @property
     def codes_move(self) -> bool:
         """Whether it has codes and a latent loop that adapts them."""
-        learner = make_learner(self.trained.config, self.trained.facts["dim"])
-        return isinstance(learner, LatentLearner) and learner.method.inner_steps > 0
+        return adapts_codes(self.trained.config)
 
 
 @dataclass(frozen=True)
@@ -162,39 +161,16 @@ def _identified(plan: _Plan) -> dict[str, Any]:
 
 def _open(config: AnalyzeConfig) -> _Plan:
     """The inputs, after all checks that need no computation."""
+    check_device(config.device)
+    config = check_analyze(config)
     device = resolve_device(config.device)
-    folders = config.runs or (default_run(config.work, config.ways, config.shots),)
-    trained = list({found.id: found for found in map(open_run, folders)}.values())
+    trained = list(map(open_run, config.runs))
     store = FeatureStore.open(config.features or config.work / "features")
-    entries = []
-    for found in trained:
-        check_same_backbone(found, store)
-        entry = _Entry(
-            _label(found, trained), found, config.ways or found.config.ways, config.shots or found.config.shots
-        )
-        check_ways(found, entry.ways)
-        for split in ("val", "test") if entry.codes_move else ("test",):
-            classes, counts = store.classes(split), store.counts(split)
-            require_enough(
-                classes, counts, split=split, ways=entry.ways, shots=entry.shots, queries=1, options="--shots"
-            )
-        entries.append(entry)
-    coded = [entry for entry in entries if entry.codes_move]
-    if coded:
-        _check_codes(config, store.classes("val"), min(entry.ways for entry in coded))
+    entries = [
+        _Entry(_label(run, trained), run, config.ways or run.config.ways, config.shots or run.config.shots)
+        for run in trained
+    ]
     return _Plan(config, entries, store, device, config.out or config.work / "analysis")
-
-
-def _check_codes(config: AnalyzeConfig, classes: list[str], ways: int) -> None:
-    if config.highlight is not None and config.highlight not in classes:
-        shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
-        raise UsageError(f"--highlight {config.highlight}: it is no class of the val split, which has {shown}.")
-    points = 2 * ways * config.val_episodes
-    if config.perplexity >= points:
-        raise UsageError(
-            f"--perplexity {config.perplexity:g}: t-SNE of {points} codes ({config.val_episodes} episodes, {ways} "
-            "classes, before and after) takes less than that: lower it, or raise --val-episodes."
-        )
 
 
 def _label(found: Run, others: list[Run]) -> str:

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leokit.backbones import preprocessing_of
 from leokit.backbones.training import new_network
+from leokit.checks import query_count
 from leokit.config import (
     BenchEvalConfig,
     BenchMetaTrainConfig,
@@ -46,7 +47,7 @@ from leokit.engine.pretraining import Labelled, Trainer
 from leokit.engine.scoring import score
 from leokit.engine.state import State, new_state, stack
 from leokit.engine.steps import Steps, make_steps
-from leokit.episodes import EpisodeSampler, FeatureMatrix, MatrixArrays, query_count
+from leokit.episodes import EpisodeSampler, FeatureMatrix, MatrixArrays
 from leokit.features import FeatureTable
 from leokit.images.augmentation import Recipe
 from leokit.leo import Draws, Parameters, Penalties, clip_gradients, reference

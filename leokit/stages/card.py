@@ -9,13 +9,12 @@ from typing import Any
 
 from leokit import manifest
 from leokit.config import ReportConfig
-from leokit.errors import ArtifactError, UsageError, disk_errors
+from leokit.errors import ArtifactError, UsageError
 from leokit.report.card import File, Subject, find_subject, make_card
 from leokit.report.collecting import CARD, UNFINISHED_CARD, Artifact, Collection, Trouble, collect
+from leokit.runs import only_run, read_run
 
-_RUN = "leokit/run@1"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_SHOWN = 5  # runs that a message names
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def run(config: ReportConfig, *, on_message: Callable[[str], None] = lambda text
     out = default_out(config)
     subject, files = _prepare(config)
     _check_place(out, files, overwrite=config.overwrite)
-    with disk_errors(out), manifest.locked(out):
+    with manifest.locked(out):
         before, listing = _listed(out), {name: file.sha256 for name, file in files.items()}
         if before == listing and all(_hash(out / name) == digest for name, digest in listing.items()):
             on_message(f"Already done: {out} is the card of what is there.")
@@ -91,16 +90,9 @@ def _prepare(config: ReportConfig) -> tuple[Subject, dict[str, File]]:
 
 def _find_run(config: ReportConfig, found: Collection) -> Artifact:
     """The run that is named, else the only one of the work folder."""
-    if config.run is not None:
-        same = (artifact for artifact in found.of("run") if artifact.folder.resolve() == config.run.resolve())
-        return next(same, None) or Artifact(config.run.resolve().name, config.run, manifest.read(config.run, _RUN))
-    runs = [artifact for artifact in found.of("run") if artifact.name.startswith("runs/")]
-    if not runs:
-        raise ArtifactError(f"There is no run in {config.work / 'runs'}: run `leokit meta-train` first, or give --run.")
-    if len(runs) > 1:
-        names = ", ".join(str(artifact.folder) for artifact in runs[:_SHOWN]) + (", …" if len(runs) > _SHOWN else "")
-        raise UsageError(f"There are {len(runs)} runs in {config.work / 'runs'} ({names}): name one by --run.")
-    return runs[0]
+    folder = only_run(config.work, config.run)
+    same = (artifact for artifact in found.of("run") if artifact.folder.resolve() == folder.resolve())
+    return next(same, None) or Artifact(folder.resolve().name, folder, read_run(folder).manifest)
 
 
 def _base_model(subject: Subject) -> str | None:

@@ -41,8 +41,8 @@ def run(
     started = time.perf_counter()
     classes = glyph_classes()
     identified = identity(config)
-    with manifest.locked(config.out):
-        finished = manifest.begin(config.out, SCHEMA, identified, {}, overwrite=config.overwrite)
+    with manifest.locked(config.out, "folder"):
+        finished = manifest.begin(config.out, SCHEMA, identified, {}, overwrite=config.overwrite, option="folder")
         if finished:
             if on_message:
                 on_message(manifest.already_done(config.out))

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from leokit import manifest
 from leokit.baselines import class_mean, fit_logistic, ridge_regression
-from leokit.config import EvalConfig, default_run, default_workers, identity, read_methods
-from leokit.devices import resolve_device
+from leokit.checks import check_eval, query_count
+from leokit.config import EvalConfig, default_workers, identity, read_methods
+from leokit.devices import check_device, resolve_device
 from leokit.engine.scoring import Classifier, Fit, score, score_fits
 from leokit.engine.training import classifier
-from leokit.episodes import EpisodeSampler, FeatureMatrix, Types, query_count, require_enough, types_of
+from leokit.episodes import EpisodeSampler, FeatureMatrix, Types, types_of
 from leokit.evaluations import EPISODES, SCHEMA, SUMMARY, Evaluation, open_evaluation
 from leokit.features import FeatureStore
 from leokit.leo.learners import make_learner
 from leokit.metrics import Interval, mean_interval, paired_difference
 from leokit.provenance import information
-from leokit.runs import Run, check_same_backbone, check_ways, open_run
+from leokit.runs import Run, open_run
 from leokit.splits import classes_seen
 from leokit.tables import write_table
 
@@ -187,15 +188,13 @@ def dry_run(config: EvalConfig, shared: Shared | None = None) -> dict[str, Any]:
 
 def _open(config: EvalConfig, shared: Shared) -> _Test:
     """The inputs of a test, after all checks that need no computation."""
+    check_device(config.device)
+    config = check_eval(config)
+    assert config.run and config.shots
     device = resolve_device(config.device)
-    trained = open_run(config.run or default_run(config.work, config.ways, config.shots))
-    ways = config.ways or trained.config.ways
-    config = replace(config, ways=ways, shots=config.shots or trained.config.shots)
+    trained = open_run(config.run)
     store = shared.store(config.features or config.work / "features")
-    check_same_backbone(trained, store)
-    queries = _check(config, store)
-    read_methods(config.methods)
-    check_ways(trained, ways)
+    queries = query_count(config.queries, config.shots)
     folder = config.out or config.work / "eval" / _name(config, trained)
     return _Test(config, trained, store, device, queries, folder)
 
@@ -208,14 +207,6 @@ def _name(config: EvalConfig, trained: Run) -> str:
     if config.split != "test":
         parts.append(config.split)
     return "-".join(parts)
-
-
-def _check(config: EvalConfig, store: FeatureStore) -> int | None:
-    assert config.ways and config.shots  # set from the run
-    queries = query_count(config.queries, config.shots)
-    classes, counts = store.classes(config.split), store.counts(config.split)
-    require_enough(classes, counts, split=config.split, ways=config.ways, shots=config.shots, queries=queries)
-    return queries
 
 
 def _score(test: _Test, shared: Shared, on_progress: Report | None) -> dict[str, _Scores]:

@@ -52,7 +52,7 @@ def run(config: ExportConfig) -> Exported:
         raise ArtifactError(f"{path} is there already: choose another --onnx, or use --overwrite.")
     classifier, _ = classifiers.open_classifier(_source(config))
     backbone = load_backbone(classifier.backbone, classifier.weights_from, config.weights)
-    with disk_errors(path.parent):
+    with disk_errors(path.parent, "--onnx"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with manifest.replacing(path) as temporary:
             difference = export(temporary, backbone, classifier)

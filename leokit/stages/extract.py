@@ -3,27 +3,28 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leokit import backbones, distributed, manifest
 from leokit.backbones import Backbone
+from leokit.checks import Divided, check_extract
 from leokit.config import ExtractConfig, default_workers, parse_share
-from leokit.devices import resolve_device
+from leokit.devices import check_device, resolve_device
 from leokit.distributed import Job, World
 from leokit.engine import shards
 from leokit.engine.embedding import Embedded, embed_shards
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.shards import RECORDS, ShardRecord
-from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
+from leokit.errors import ArtifactError, DataError, disk_errors
 from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
 from leokit.images.decoding import decoder
-from leokit.images.scan import ImageTree, scan
+from leokit.images.scan import ImageTree
 from leokit.provenance import information
-from leokit.splits import Splits, resolve
+from leokit.splits import Splits
 from leokit.tables import read_table, write_table
 
 Progress = Callable[[int, int, str], None]
@@ -73,21 +74,21 @@ def default_out(config: ExtractConfig) -> Path:
     return config.out or config.work / "features"
 
 
-def plan(config: ExtractConfig, on_message: Callable[[str], None] = lambda text: None) -> Plan:
+def plan(
+    config: ExtractConfig, divided: Divided | None = None, on_message: Callable[[str], None] = lambda text: None
+) -> Plan:
     """Find the images, divide their classes, and fix the files to write.
 
     Args:
         config: of the extraction.
+        divided: the images and their division, where `check_extract` has found them already.
         on_message: called with what a user should know of the images, a sentence each.
 
     Raises:
-        DataError: no images, or splits that do not go with them.
+        UsageError, DataError, ArtifactError: see `check_extract`.
     """
-    tree = scan(config.images, config.class_level)
-    for sentence in tree.said:
-        on_message(sentence)
-    splits = resolve(config.splits, config.images, tree.classes, config.seed, tree.division)
-    for sentence in _messages(tree, splits):
+    tree, splits = divided or check_extract(config)
+    for sentence in (*tree.said, *_messages(tree, splits)):
         on_message(sentence)
     images = splits.images(tree.classes)
     sizes = {
@@ -109,16 +110,8 @@ def load_backbone(config: ExtractConfig) -> Backbone:
     Raises:
         UsageError, ArtifactError, LeokitError: see `backbones.load`.
     """
-    if config.weights == backbones.RANDOM:
-        raise UsageError("weights = 'random': such features mean nothing; `leokit bench extract` takes them.")
     load = partial(backbones.load, config.backbone, config.weights)
     if config.backbone_run is not None:
-        for name in ("backbone", "weights"):
-            if getattr(config, name) != getattr(ExtractConfig, name):
-                raise UsageError(
-                    f"--{name} {getattr(config, name)} and --backbone-run {config.backbone_run} both say which weights "
-                    "to take: give one of them."
-                )
         load = partial(backbones.load_pretrained, config.backbone_run)
     return load(
         image_size=config.image_size,
@@ -140,6 +133,7 @@ def load_backbone(config: ExtractConfig) -> Backbone:
 def run(
     config: ExtractConfig,
     *,
+    divided: Divided | None = None,
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> FeatureStore:
@@ -150,6 +144,7 @@ def run(
 
     Args:
         config: of the extraction.
+        divided: as for `plan`.
         on_progress: called with images done, images wanted, and a line on how it goes.
         on_message: called with what a user should know about the images, a sentence each.
 
@@ -164,6 +159,7 @@ def run(
     extraction = _Extraction(
         config,
         place,
+        divided,
         started=time.perf_counter(),
         on_progress=None if place.rank else on_progress,
         on_message=_silent if place.rank else on_message or _silent,
@@ -179,6 +175,7 @@ class _Extraction:
         self,
         config: ExtractConfig,
         place: World,
+        divided: Divided | None,
         *,
         started: float,
         on_progress: Progress | None,
@@ -188,9 +185,10 @@ class _Extraction:
         self._config, self._place, self._started = config, place, started
         self._on_progress, self._on_message = on_progress, on_message
         self._allowed = parse_share(config.max_failures)
-        self._device = resolve_device(config.device, place)
+        check_device(config.device)
         self._workers = place.workers() if config.workers is None else config.workers
-        self._plan = plan(config, on_message)
+        self._plan = plan(config, divided, on_message)
+        self._device = resolve_device(config.device, place)
         self._backbone = load_backbone(config)
         self._identity = _identity(config, self._plan, self._backbone)
         self._inputs = {"images": manifest.Input(self._plan.images_id, str(config.images))}
@@ -337,17 +335,24 @@ class Estimate:
         seconds: in all.
         decoding: images/s of one process, reading included.
         model: images/s of the model.
+        to_fetch: whether timm would fetch the weights, unless it has them in its cache.
     """
 
     bytes: int
     seconds: float
     decoding: float
     model: float
+    to_fetch: bool
 
 
 def estimate(config: ExtractConfig, planned: Plan) -> Estimate:
-    """Estimate size and time of an extraction, by decoding and embedding two blocks of its images."""
-    device, backbone = resolve_device(config.device), load_backbone(config)
+    """Estimate size and time of an extraction, by decoding and embedding two blocks of its images.
+
+    Nothing is fetched: in place of timm's weights random ones take as long.
+    """
+    device = resolve_device(config.device)
+    to_fetch = config.backbone_run is None and backbones.is_fetched(config.backbone, config.weights)
+    backbone = load_backbone(replace(config, weights=backbones.RANDOM, trained_on=None) if to_fetch else config)
     workers = default_workers() if config.workers is None else config.workers
     images = list(planned.sizes)
     sample = images[:: max(1, len(images) // (2 * BLOCK))][: 2 * BLOCK]
@@ -369,6 +374,7 @@ def estimate(config: ExtractConfig, planned: Plan) -> Estimate:
         seconds=decoded + embedded if device.type == "cpu" else max(decoded, embedded),
         decoding=decoding,
         model=rate,
+        to_fetch=to_fetch,
     )
 
 
@@ -429,13 +435,13 @@ def _check_failures(planned: Plan, records: Mapping[str, ShardRecord], allowed: 
         raise DataError(
             f"{len(failures)} of {planned.total} images could not be read, as {failures[0].image} "
             f"({failures[0].reason}); --max-failures {said} allows {allowed}. {folder / FAILURES} lists them. "
-            "The rest is kept: mend the images, or allow more and run the same command again."
+            "The rest is kept: mend the images and add --retry-failed, or allow more by --max-failures."
         )
     empty = _without_rows(planned.shards, records)
     if empty:
         raise DataError(
             f"The class {empty[0]!r} has no image that could be read ({len(empty)} such). {folder / FAILURES} has the "
-            "reasons: mend its images, or leave it out of the splits."
+            "reasons: mend its images and add --retry-failed, or leave it out of the splits and add --overwrite."
         )
 
 

@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from leokit import classifiers, manifest
+from leokit.checks import check_fit
 from leokit.classifiers import Classifier
-from leokit.config import FitConfig, identity, require_support
-from leokit.engine.chain import only_run
+from leokit.config import FitConfig, identity
 from leokit.engine.classifying import make_classifier, prepare
-from leokit.errors import disk_errors
-from leokit.images.support import read_support
 from leokit.provenance import information
-from leokit.runs import open_run
 
 Progress = Callable[[int, int, str], None]
 
@@ -52,7 +49,7 @@ def run(
     folder = default_out(config)
     prepared = prepare(config, tell)
     inputs, identified = prepared.inputs, identity(config)
-    with manifest.locked(folder), disk_errors(folder):
+    with manifest.locked(folder):
         if manifest.begin(folder, classifiers.SCHEMA, identified, inputs, overwrite=config.overwrite):
             tell(manifest.already_done(folder))
         else:
@@ -73,16 +70,13 @@ def run(
 
 def dry_run(config: FitConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
-    require_support(config.support)
-    assert config.support
-    opened = open_run(only_run(config.work, config.run))
-    tree = read_support(config.support, config.class_level)
+    run, tree = check_fit(config)
     for sentence in tree.said:
         on_message(sentence)
     counts = [len(images) for images in tree.classes.values()]
     return {
-        "run": str(opened.folder),
-        "variant": opened.config.variant,
+        "run": str(run.folder),
+        "variant": run.config.variant,
         "classes": len(counts),
         "support_images": sum(counts),
         "images_of_a_class": f"{min(counts)} to {max(counts)}",

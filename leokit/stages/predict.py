@@ -10,22 +10,19 @@ import numpy as np
 
 from leokit import classifiers
 from leokit.calibration import entropy
+from leokit.checks import check_classifier, check_fit, check_queries
 from leokit.classifiers import Classifier, Evidence
-from leokit.config import FitConfig, PredictConfig, default_workers, require_support
+from leokit.config import FitConfig, PredictConfig, default_workers
 from leokit.devices import resolve_device
-from leokit.engine import chain
 from leokit.engine.classifying import EmbeddingModel, make_classifier, prepare
 from leokit.engine.embedding import embed_images
 from leokit.engine.fitting import answer, probabilities
 from leokit.engine.models import BLOCK
 from leokit.engine.predictives import Answers, scores
-from leokit.errors import DataError, UsageError
 from leokit.images.queries import STDIN, find_images, in_blocks
 from leokit.images.scan import left_alone
-from leokit.images.support import read_support
 
 Progress = Callable[[int, int, str], None]
-_SUPPORT_OPTIONS = ("run", "support", "class_level", "features")
 
 
 @dataclass(frozen=True)
@@ -97,8 +94,7 @@ def run(
         ArtifactError, DataError: see `make_classifier`.
     """
     places = (*config.query, *config.queries)  # as `--query A B C` is read
-    if not places:
-        raise UsageError("No image to predict: name images, folders, or - for a list of paths on standard input.")
+    check_queries(places)
     tell = on_message or (lambda text: None)
     _look_at(places, config.support, tell)
     classifier, embedding = _classifier(config, on_progress, tell)
@@ -127,16 +123,7 @@ def run(
 
 
 def _look_at(places: tuple[Path, ...], support: Path | None, tell: Callable[[str], None]) -> None:
-    """Refuse places of which none is there, and tell of those that are also examples.
-
-    Raises:
-        DataError: none is there.
-    """
-    if not any(place == STDIN or os.path.lexists(place) for place in places):
-        raise DataError(
-            f"There is no image or folder at {places[0]}{' and others' * (len(places) > 1)}: name images, folders, or "
-            "- for a list of paths on standard input; quote names with spaces."
-        )
+    """Tell of places that are also examples."""
     if support is None or not os.path.isdir(support):
         return
     for place in places:
@@ -152,19 +139,8 @@ def _classifier(
         fitting = _fit_config(config)
         made = make_classifier(fitting, prepare(fitting, tell), on_progress=on_progress, on_message=tell)
         return made.classifier, made.embedding
-    for name in _SUPPORT_OPTIONS:
-        if getattr(config, name) is not None:
-            option = name.replace("_", "-")
-            raise UsageError(
-                f"--{option} {getattr(config, name)} and --classifier {config.classifier}: a classifier has its run "
-                "and its support set in it; give one or the other."
-            )
+    check_classifier(config, config.classifier)
     classifier, _ = classifiers.open_classifier(config.classifier)
-    if config.method not in ("auto", classifier.method) or config.samples not in (0, len(classifier.weights)):
-        raise UsageError(
-            f"--method or --samples with --classifier {config.classifier}: that is {classifier.method} of "
-            f"{len(classifier.weights)} already; make another one by `leokit fit`."
-        )
     device = resolve_device(config.device)
     return classifier, EmbeddingModel(classifier.backbone, classifier.weights_from, config.weights, device)
 
@@ -242,18 +218,18 @@ def to_plain(prediction: Prediction) -> dict[str, Any]:
 def dry_run(config: PredictConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """What `run` would do, after the checks that need no computation."""
     places = (*config.query, *config.queries)  # as `--query A B C` is read
+    check_queries(places)
     queries = ", ".join(map(str, places)) or "none"
     if config.classifier is not None:
+        check_classifier(config, config.classifier)
         classifier, _ = classifiers.open_classifier(config.classifier)
         return {"classifier": str(config.classifier), "classes": len(classifier.classes), "queries": queries}
-    require_support(config.support)
-    assert config.support
-    tree = read_support(config.support, config.class_level)
+    run, tree = check_fit(_fit_config(config))
     for sentence in tree.said:
         on_message(sentence)
     counts = [len(images) for images in tree.classes.values()]
     return {
-        "run": str(chain.only_run(config.work, config.run)),
+        "run": str(run.folder),
         "classes": len(counts),
         "support_images": sum(counts),
         "method": config.method,

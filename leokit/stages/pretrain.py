@@ -18,23 +18,23 @@ from leokit.backbones import default_layers, preprocessing_of
 from leokit.backbones.layers import Layers
 from leokit.backbones.pretrained import CONFIG, CURVES, METRICS, SCHEMA, STATE, WEIGHTS, open_pretrained
 from leokit.backbones.training import Heads, new_network
+from leokit.checks import Divided, check_pretrain, require_val, selecting
 from leokit.config import PretrainConfig, default_workers, identity, parse_share, to_toml
-from leokit.devices import resolve_device
+from leokit.devices import check_device, resolve_device
 from leokit.distributed import Job, World
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.logbook import cut_back, logged
 from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, check_all, decode_all
 from leokit.engine.pretraining import SHOTS, Labelled, Trainer, memory_errors
-from leokit.episodes import require_enough
-from leokit.errors import ArtifactError, DataError, Interrupted, UsageError, disk_errors
+from leokit.errors import ArtifactError, DataError, Interrupted, disk_errors
 from leokit.figures.pretraining import draw_pretraining, pretraining_in_words
 from leokit.images.augmentation import Recipe
 from leokit.images.decoding import decoder
 from leokit.images.preprocess import Preprocessing
-from leokit.images.scan import ImageTree, scan
+from leokit.images.scan import ImageTree
 from leokit.provenance import information
 from leokit.runs import fitting_state, load_state, save_parameters, save_state
-from leokit.splits import Splits, resolve
+from leokit.splits import Splits
 
 Progress = Callable[[int, int, str], None]
 
@@ -76,53 +76,43 @@ def default_out(config: PretrainConfig) -> Path:
     return config.out or config.work / "backbone"
 
 
-def plan(config: PretrainConfig, on_message: Callable[[str], None] = lambda text: None) -> Plan:
+def plan(
+    config: PretrainConfig, divided: Divided | None = None, on_message: Callable[[str], None] = lambda text: None
+) -> Plan:
     """Find the images and decide which are trained on, held out and validated on.
 
     Args:
         config: of the training.
+        divided: the images and their division, where `check_pretrain` has found them already.
         on_message: called with what a user should know of the images, a sentence each.
 
     Raises:
         DataError: no images, splits that do not go with them, or classes with too few.
         UsageError: options that do not go together.
     """
-    tree = scan(config.images, config.class_level)
-    for sentence in tree.said:
+    tree, splits = divided or check_pretrain(config)
+    for sentence in (*tree.said, *([splits.note] if splits.note else [])):
         on_message(sentence)
-    splits = resolve(config.splits, config.images, tree.classes, config.seed, tree.division)
-    if splits.note:
-        on_message(splits.note)
     of_split = splits.images(tree.classes)
     with_val = config.classes == "train+val"
     used = {**of_split["train"], **(of_split["val"] if with_val else {})}
     classes = tuple(sorted(used, key=lambda name: name.encode()))
-    select = _select(config, with_val=with_val)
+    select = selecting(config)
     training: list[tuple[str, int]] = []
     held_out: list[tuple[str, int]] = []
     for number, name in enumerate(classes):
         images = used[name]
-        if config.holdout and len(images) < 2:
-            raise DataError(
-                f"The class {name!r} has {len(images)} image, but one to train on and one to hold out are needed: give "
-                "it more, leave it out of the splits, or give --holdout 0."
-            )
         order = randomness.generator(config.seed, "holdout", number).permutation(len(images))
         count = min(len(images) - 1, max(1, int(config.holdout * len(images)))) if config.holdout else 0
         held = set(order[:count].tolist())
         for position, image in enumerate(images):
             (held_out if position in held else training).append((image, number))
-    if len(classes) < 2:
-        raise DataError(f"There is {len(classes)} class to train on ({', '.join(classes)}): at least 2 are needed.")
     val_classes = () if with_val else tuple(of_split["val"])
     val = [
         (image, number)
         for number, name in enumerate(val_classes)
         for image in _spread(of_split["val"][name], config.val_images)
     ]
-    if select == "few-shot":
-        counts = np.bincount([number for _, number in val], minlength=len(val_classes))
-        _require_episodes(config, val_classes, counts, config.val_shots)
     listed = [[image, tree.size(image)] for part in (training, held_out, val) for image, _ in part]
     images_id = manifest.hash_text(manifest.canonical_json(listed))
     return Plan(tree, splits, classes, tuple(training), tuple(held_out), tuple(val), val_classes, images_id, select)
@@ -134,45 +124,10 @@ def _spread(images: Sequence[str], most: int) -> list[str]:
     return [images[position * len(images) // count] for position in range(count)]
 
 
-def _require_episodes(config: PretrainConfig, classes: Sequence[str], counts: NDArray[np.int64], shots: int) -> None:
-    """Check that episodes of these classes can be made.
-
-    Raises:
-        DataError: too few classes, or a class with too few images.
-    """
-    limited = len(counts) and counts.min() == config.val_images
-    require_enough(
-        classes,
-        counts,
-        split="val",
-        ways=config.val_ways,
-        shots=shots,
-        queries=config.val_queries,
-        options=f"--val-shots or --val-queries{', raise --val-images' * bool(limited)}",
-        ways_option="--val-ways",
-    )
-
-
-def _select(config: PretrainConfig, *, with_val: bool) -> str:
-    """What chooses the best weights.
-
-    Raises:
-        UsageError: there is nothing that it could be measured on.
-    """
-    chosen = config.select or ("few-shot" if not with_val else "supervised" if config.holdout else "last")
-    if chosen == "few-shot" and with_val:
-        raise UsageError(
-            "--select few-shot with --classes train+val: the weights would be selected on classes that they were "
-            "trained on; give --select supervised or last."
-        )
-    if chosen == "supervised" and not config.holdout:
-        raise UsageError("--select supervised with --holdout 0: no images are held out to measure it on.")
-    return chosen
-
-
 def run(
     config: PretrainConfig,
     *,
+    divided: Divided | None = None,
     on_progress: Progress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> manifest.Manifest:
@@ -183,6 +138,7 @@ def run(
 
     Args:
         config: of the training.
+        divided: as for `plan`.
         on_progress: called with steps done, steps wanted, and a line on how it goes.
         on_message: called with what a user should know, a sentence each.
 
@@ -195,15 +151,18 @@ def run(
         LeokitError: out of memory, the disk is full, or another rank has ended.
     """
     place = distributed.world()
-    device = resolve_device(config.device, place)
+    check_device(config.device)
+    say = _silent if place.rank or on_message is None else on_message
+    planned = plan(config, divided, say)
     training = _Training(
         config,
+        planned,
         place,
-        device,
+        resolve_device(config.device, place),
         on_progress=None if place.rank else on_progress,
-        on_message=_silent if place.rank else on_message or _silent,
+        on_message=say,
     )
-    exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
+    exchange: Literal["gloo", "nccl"] = "nccl" if training.device.type == "cuda" else "gloo"
     with distributed.joined(place, steps=exchange) as job, disk_errors(training.folder):
         return training.run(job)
 
@@ -214,6 +173,7 @@ class _Training:
     def __init__(
         self,
         config: PretrainConfig,
+        planned: Plan,
         place: World,
         device: torch.device,
         *,
@@ -225,7 +185,7 @@ class _Training:
         self.place, self.device = place, device
         self.on_progress, self.on_message = on_progress, on_message
         self.allowed = parse_share(config.max_failures)
-        self.plan = plan(config, on_message)
+        self.plan = planned
         self.network = _network(config, len(self.plan.classes))
         self.preprocessing = preprocessing_of(self.network.backbone, config.image_size)
         wanted = config.layer.split(",") if config.layer else default_layers(self.network.backbone)
@@ -377,7 +337,7 @@ class _Training:
         missing: dict[str, list[str]] = {}  # by the reason
         for shots in sorted({*SHOTS, config.val_shots}) if val.classes else ():
             try:
-                _require_episodes(config, val.classes, val.counts, shots)
+                require_val(config, val.classes, val.counts, shots)
                 found.append(shots)
             except DataError as error:
                 if self.plan.select == "few-shot" and shots == config.val_shots:
@@ -483,7 +443,8 @@ class _Training:
         said = f"{len(reasons)} of {len(names)} images could not be read, as {first} ({reasons[first]})"
         if len(reasons) > self.allowed(len(names)):
             raise DataError(
-                f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them, or allow more."
+                f"{said}; --max-failures {self.config.max_failures} allows fewer: mend them and add --overwrite, or "
+                "allow more."
             )
         left = {number for image, number in self.plan.training if image not in reasons}
         if self.plan.select == "supervised" and all(image in reasons for image, _ in self.plan.held_out):

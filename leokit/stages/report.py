@@ -7,7 +7,7 @@ from typing import Any
 
 from leokit import manifest
 from leokit.config import ReportConfig
-from leokit.errors import ArtifactError, disk_errors
+from leokit.errors import ArtifactError
 from leokit.report.assembly import assemble
 from leokit.report.collecting import Collection, Trouble, collect
 from leokit.report.html import MARK, figures_of, to_html
@@ -76,7 +76,7 @@ def run(
         if on_message:
             on_message(f"Already done: {out} is the report of what is there.")
     else:
-        with manifest.locked(out.parent), disk_errors(out.parent):
+        with manifest.locked(out.parent):
             manifest.write_atomically(out, data)
             manifest.sweep(out.parent, [out.name])
     names = tuple(artifact.name for artifact in found.artifacts)

@@ -16,21 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from leokit import manifest
-from leokit.config import (
-    MetaTrainConfig,
-    SearchConfig,
-    build,
-    check_together,
-    default_workers,
-    fixed_steps,
-    identity,
-    nearest_preset,
-    read_preset,
-    read_space,
-    run_name,
-    to_toml,
-)
-from leokit.devices import resolve_device
+from leokit.checks import check_search, read_share
+from leokit.config import MetaTrainConfig, SearchConfig, default_workers, fixed_steps, identity, run_name, to_toml
+from leokit.devices import check_device, resolve_device
 from leokit.engine.interrupts import stop_requests
 from leokit.engine.mapped import SPLITS, close_files, open_matrices
 from leokit.engine.scoring import one_thread, score
@@ -45,8 +33,8 @@ from leokit.engine.trials import (
     survivors,
 )
 from leokit.engine.workers import Batch, Runner, by_dask, in_processes, in_this_process
-from leokit.episodes import EpisodeSampler, require_enough
-from leokit.errors import ArtifactError, Interrupted, LeokitError, UsageError
+from leokit.episodes import EpisodeSampler
+from leokit.errors import ArtifactError, Interrupted, LeokitError
 from leokit.features import FeatureStore
 from leokit.figures.search import Axis, Line, draw_search, search_in_words
 from leokit.leo.learners import make_learner
@@ -225,7 +213,7 @@ def run_share(
         UsageError: no such share; or with halving, where all trials of a rung must be known.
         others: as `run`.
     """
-    number, count = _share(config)
+    number, count = read_share(config)
     plan = _open(config)
     own = [index for batch in plan.batches(range(config.trials))[number::count] for index in batch]
     with _begun_by_one(plan.folder):
@@ -264,21 +252,10 @@ def dry_run(config: SearchConfig) -> dict[str, Any]:
 
 
 def _open(config: SearchConfig) -> _Plan:
-    if config.scheduler and (config.backend != "dask" or config.jobs):
-        raise UsageError(
-            "--scheduler names a cluster for --backend dask, whose workers say how many trials run at a time: give it "
-            "with --backend dask and without --jobs."
-        )
-    _share(config)
-    base, space = _resolved(config)
+    check_device(config.device)
+    base, space = check_search(config)
     device = resolve_device(config.device)
     store = FeatureStore.open(config.features or config.work / "features", SPLITS)
-    for split, queries, options in (
-        ("train", base.queries, "--shots or queries"),
-        ("val", base.val_queries, "--shots or --val-queries"),
-    ):
-        classes, counts = store.classes(split), store.counts(split)
-        require_enough(classes, counts, split=split, ways=base.ways, shots=base.shots, queries=queries, options=options)
     name = run_name(base)
     folder = (config.out or config.work / "search" / name).absolute()
     steps = fixed_steps(base)
@@ -286,28 +263,6 @@ def _open(config: SearchConfig) -> _Plan:
     plan = _Plan(config, base, space, store, device, folder, levels, _batched(config, device, folder))
     _ = plan.trials  # each is checked
     return plan
-
-
-def _resolved(config: SearchConfig) -> tuple[MetaTrainConfig, Space]:
-    """The options of trial 0, and what is drawn. The search's own rank before those that the space fixes."""
-    given = ("variant", "ways", "shots", "steps", "val_every", "val_episodes", "val_queries", "patience")
-    own = {name: value for name in given if (value := getattr(config, name)) is not None}
-    space = _space(config.space) if config.space else None
-    fixed = space.fixed if space else {}
-    preset = config.preset or nearest_preset(config.shots or fixed.get("shots", 1))
-    values = read_preset(preset)
-    if space is None:
-        variant = config.variant or values.get("variant", MetaTrainConfig.variant)
-        space = _space("own-images" if variant == "anchored" else "published")
-    values = {**values, **space.fixed, **own, "preset": preset, "seed": config.seed, "device": config.device}
-    base = build(MetaTrainConfig, values)
-    base = build(MetaTrainConfig, {**values, "steps": fixed_steps(base)})
-    check_together(base)
-    return base, space
-
-
-def _space(name: str) -> Space:
-    return Space.read(read_space(name), f"--space {name}")
 
 
 def _batched(config: SearchConfig, device: torch.device, folder: Path) -> int:
@@ -322,25 +277,6 @@ def _batched(config: SearchConfig, device: torch.device, folder: Path) -> int:
         found = begun["config"].get("batched", 1)
         return found if isinstance(found, int) and found > 0 else 1
     return _BATCHED_ON_CUDA if device.type == "cuda" else 1
-
-
-def _share(config: SearchConfig) -> tuple[int, int]:
-    """Number and count of `--only`, 0 of 1 where all is wanted.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if config.only is None:
-        return 0, 1
-    number, _, count = config.only.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise UsageError(f"--only {config.only}: it is INDEX/COUNT, with an INDEX from 0 to COUNT - 1, as 0/4.")
-    if config.halving:
-        raise UsageError(
-            "--only with --halving: which trials go on is known only when all have come to a rung. Use --backend dask, "
-            "or leave one of them out."
-        )
-    return int(number), int(count)
 
 
 def _identity(plan: _Plan) -> dict[str, Any]:

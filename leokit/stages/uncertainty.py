@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from leokit import calibration, manifest, randomness
 from leokit.assessment import Assessment, Truth, assess, open_set, prediction_sets
 from leokit.calibration import Floats
-from leokit.config import UncertaintyConfig, default_run, default_workers, identity, read_numbers
-from leokit.devices import resolve_device
-from leokit.engine.members import CLASS_MEAN, LOGISTIC, baseline_member, learner_of, run_member
+from leokit.checks import check_uncertainty
+from leokit.config import UncertaintyConfig, default_workers, has_posterior, identity, read_numbers
+from leokit.devices import check_device, resolve_device
+from leokit.engine.members import CLASS_MEAN, LOGISTIC, baseline_member, run_member
 from leokit.engine.predictives import Episodes, Member, Predicted, can_mislabel, predict_episodes, scores
-from leokit.episodes import EpisodeSampler, FeatureMatrix, require_enough, types_of
-from leokit.errors import ArtifactError, UsageError
+from leokit.episodes import EpisodeSampler, FeatureMatrix, types_of
 from leokit.features import FeatureStore
 from leokit.figures.uncertainty import draw_open_set, draw_reliability, draw_risk_coverage, draw_shots
 from leokit.provenance import information
-from leokit.runs import Run, check_same_backbone, check_ways, open_run
+from leokit.runs import Run, open_run
 from leokit.splits import classes_seen
 from leokit.tables import Categories, write_table
 
@@ -163,58 +163,18 @@ def dry_run(config: UncertaintyConfig) -> dict[str, Any]:
 
 
 def _open(config: UncertaintyConfig) -> _Study:
+    check_device(config.device)
+    config = check_uncertainty(config)
     device = resolve_device(config.device)
-    folders = config.runs or (default_run(config.work, config.ways, config.shots),)
-    runs = tuple(map(open_run, folders))
+    runs = tuple(map(open_run, config.runs))
     first = runs[0].config
-    config = replace(config, ways=config.ways or first.ways, shots=config.shots or first.shots)
-    assert config.ways and config.shots
     store = FeatureStore.open(config.features or config.work / "features")
-    for each in runs:
-        check_same_backbone(each, store)
-        check_ways(each, config.ways)
-    if len({each.id for each in runs}) < len(runs):
-        raise UsageError("A run is named twice: the runs of an ensemble differ, in their seed as a rule.")
     curve = read_numbers("--curve-shots", config.curve_shots, int, 1, 1000)
     noise = read_numbers("--label-noise", config.label_noise, float, 0.0, 1.0)
-    if config.calibration_episodes:
-        _check_val(config, runs, store)
-    _check_counts(config, store, "test", max([config.shots, *curve]))
     name = runs[0].folder.name + ("-ensemble" if len(runs) > 1 else "")
     if (config.ways, config.shots) != (first.ways, first.shots):
         name += f"-at-{config.ways}way-{config.shots}shot"
     return _Study(config, runs, store, device, config.out or config.work / "uncertainty" / name, curve, noise)
-
-
-def _check_val(config: UncertaintyConfig, runs: tuple[Run, ...], store: FeatureStore) -> None:
-    """Refuse to fit anything on classes that were trained on and are therefore unlike those of the test.
-
-    Raises:
-        ArtifactError: a run was trained on val, or its backbone was, and has not seen the test classes as well.
-        DataError: too few classes or images.
-    """
-    leave = "Give --calibration-episodes 0 to measure without temperatures and prediction sets."
-    for each in runs:
-        if "val" in each.facts["meta_trained_on"]:
-            raise ArtifactError(
-                f"The run {each.folder} ({each.id[:12]}) was trained on val, so no temperature can be fitted there: "
-                f"take a run on train alone. {leave}"
-            )
-    if _seen(store, "val") and not _has_seen_all(store):
-        raise ArtifactError(
-            f"The backbone of {store.folder} has seen {_seen(store, 'val')} of the val classes, but "
-            f"{_seen(store, 'test')} of the {len(store.classes('test'))} test classes: a temperature fitted on val "
-            f"would not be one for new classes. {leave}"
-        )
-    assert config.shots
-    _check_counts(config, store, "val", config.shots)
-
-
-def _check_counts(config: UncertaintyConfig, store: FeatureStore, split: str, shots: int) -> None:
-    assert config.ways
-    options = "--shots, --queries or --curve-shots" if split == "test" else "--shots or --queries"
-    classes, counts = store.classes(split), store.counts(split)
-    require_enough(classes, counts, split=split, ways=config.ways, shots=shots, queries=config.queries, options=options)
 
 
 def _seen(store: FeatureStore, split: str) -> int | None:
@@ -254,7 +214,7 @@ def _names(study: _Study) -> list[str]:
     """The predictives that there are."""
     found = {
         DETERMINISTIC: True,
-        SAMPLED: learner_of(study.runs[0]).has_posterior,
+        SAMPLED: has_posterior(study.runs[0].config),
         ENSEMBLE: len(study.runs) > 1,
         CLASS_MEAN: True,
         LOGISTIC: True,

@@ -324,7 +324,7 @@ def test_inspect_what_is_not_finished_or_no_artifact(work, leokit):
     manifest.begin(work / "new", "leokit/features@1", {"dtype": "float16"}, {"images": manifest.Input("ab" * 32, "x")})
     (work / "new/part").write_bytes(bytes(2048))
     done = leokit("inspect", "new")
-    for words in ("leokit/features@1", "unfinished", "1 (2 KiB)", "abababababab", "goes on from there"):
+    for words in ("leokit/features@1", "unfinished", "1 (2 KiB)", "abababababab", "run again, finishes it"):
         assert words in done.stdout
     assert json.loads(leokit("inspect", "new", "--json").stdout)["finished"] is False
     assert "new is unfinished" in leokit("verify", "new", code=4).stdout

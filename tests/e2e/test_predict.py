@@ -313,7 +313,7 @@ def test_a_bad_support_list_is_a_sentence(there, tmp_path, content, words, code)
 def test_what_is_missing_is_named(there, tmp_path):
     assert "No image to predict" in there("predict", *OF_RUN, code=2).stderr
     assert "No support set" in there("predict", "queries", "--run", RUN, code=2).stderr
-    assert "There are 3 runs" in there("predict", "queries", "--support", "support", code=4).stderr
+    assert "There are 3 runs" in there("predict", "queries", "--support", "support", code=2).stderr
     assert "There is no support set at" in there("predict", "queries", "--support", "x", "--run", RUN, code=3).stderr
     error = there("predict", "queries", *OF_RUN, "--samples", 4, "--method", "class-mean", code=2).stderr
     assert "only leo has samples" in error

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leokit.episodes import EpisodeSampler, FeatureMatrix, query_count, require_enough
+from leokit.checks import query_count, require_enough
+from leokit.episodes import EpisodeSampler, FeatureMatrix
 from leokit.errors import DataError, UsageError
 from leokit.features import FeatureTable
 

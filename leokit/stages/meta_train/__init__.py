@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 
 from leokit import distributed
-from leokit.config import MetaTrainConfig, check_together, fixed_steps, training_splits
-from leokit.devices import resolve_device
+from leokit.config import MetaTrainConfig, fixed_steps, training_splits
+from leokit.devices import check_device, resolve_device
 from leokit.engine.averaging import Ranks
 from leokit.engine.events import require_tensorboard
 from leokit.engine.matrices import Matrices
@@ -19,7 +19,7 @@ from leokit.splits import classes_seen
 from leokit.stages.meta_train.folder import RunFolder, default_out
 from leokit.stages.meta_train.group import Group, Progress, Say
 from leokit.stages.meta_train.processes import in_processes, processes_at_a_time
-from leokit.stages.meta_train.sources import open_features, resolve
+from leokit.stages.meta_train.sources import resolve
 
 __all__ = ["default_out", "dry_run", "one_for_each_seed", "run", "run_seeds"]
 
@@ -99,18 +99,17 @@ def run_seeds(
     if config.tensorboard:
         require_tensorboard()
     place = distributed.world()
+    check_device(config.device)
+    resolved, store, sources = resolve(config)
     device = resolve_device(config.device, place)
-    check_together(config)
     _check_ranks(config, Ranks(place))
     say: Say = _silent if place.rank or on_message is None else on_message
-    store = open_features(config)
     seen = classes_seen(store.facts["trained_on"], store.classes("val"))
     if seen and not isinstance(store.facts["trained_on"], str) and not config.train_on_val:
         say(
             f"The backbone has seen {seen} of the {len(store.classes('val'))} val classes: accuracy on them, by which "
             "the best weights are selected, is too high.",
         )
-    resolved, sources = resolve(config, store)
     exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
     with distributed.joined(place, steps=exchange) as job:
         group = Group(
@@ -177,10 +176,8 @@ def dry_run(config: MetaTrainConfig) -> dict[str, Any]:
     """What `run_seeds` would do, after the same checks: where, from what, and how large each run is."""
     if config.tensorboard:
         require_tensorboard()
-    check_together(config)
     _check_ranks(config, Ranks(distributed.world()))
-    store = open_features(config)
-    one, sources = resolve(config, store)
+    one, store, sources = resolve(config)
     steps = fixed_steps(one)
     pair = 2 * config.num_latents
     matrices = 3 * store.dim * config.num_latents + 3 * pair**2

@@ -29,6 +29,7 @@ from leokit.runs import (
     STATE,
     WEIGHTS,
     fitting_state,
+    kept_step,
     load_state,
     save_parameters,
     save_state,
@@ -92,8 +93,7 @@ class RunFolder:
     @property
     def kept_step(self) -> int:
         """The step of the last kept state; 0 where there is none."""
-        path = self.path / STATE
-        return int(load_state(path)[1]["step"]) if path.exists() else 0
+        return kept_step(self.path)
 
     def course(self, state: State, ranks: Ranks, finished: Callable[[], None]) -> training.Course:
         """The run on its way; rank 0 alone writes."""
@@ -130,10 +130,7 @@ def _goes_on(folder: Path, *, resume: bool) -> Callable[[dict[str, Any], dict[st
 
     No fewer steps than were done can be wanted, and no less patience than it had: it might have ended earlier.
     """
-    done = 0
-    if resume and (folder / STATE).exists():
-        with fitting_state(folder / STATE):
-            done = int(load_state(folder / STATE)[1]["step"])
+    done = kept_step(folder) if resume else 0
 
     def reopen(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
         longer = {key: wanted["config"][key] for key in ("steps", "patience")}

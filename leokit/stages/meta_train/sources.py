@@ -1,16 +1,13 @@
 """What runs are made from: the features, and an earlier run where that one says how long to train."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from leokit import manifest
-from leokit.config import MetaTrainConfig, fixed_steps, training_splits
-from leokit.episodes import require_enough
-from leokit.errors import ArtifactError
+from leokit.checks import check_meta_train
+from leokit.config import MetaTrainConfig, training_splits
 from leokit.features import FeatureStore
-from leokit.runs import check_same_backbone, open_run, steps_of_best
+from leokit.runs import open_run
 
 
 @dataclass(frozen=True)
@@ -27,48 +24,28 @@ class Sources:
 
 
 def open_features(config: MetaTrainConfig) -> FeatureStore:
-    """The features to train on, with enough classes and images for every episode.
+    """The features to train on.
 
     Raises:
-        ArtifactError: no features.
+        ArtifactError: no features, or damaged ones.
+    """
+    return FeatureStore.open(config.features or config.work / "features")
+
+
+def resolve(config: MetaTrainConfig) -> tuple[MetaTrainConfig, FeatureStore, Sources]:
+    """The configuration with its number of steps, the features to train on, and what the run is made from.
+
+    Raises:
+        ArtifactError: no features, or `steps_from` is no run, or one on other features.
         DataError: too few classes or images for the episodes asked for.
+        UsageError: options that do not go together.
     """
-    store = FeatureStore.open(config.features or config.work / "features")
-    wanted = [(training_splits(config), config.queries, "--shots or --queries")]
-    if not config.train_on_val:
-        wanted.append((("val",), config.val_queries, "--shots or --val-queries"))
-    for splits, queries, options in wanted:
-        require_enough(
-            [name for split in splits for name in store.classes(split)],
-            np.concatenate([store.counts(split) for split in splits]),
-            split=" + ".join(splits),
-            ways=config.ways,
-            shots=config.shots,
-            queries=queries,
-            options=options,
-        )
-    return store
-
-
-def resolve(config: MetaTrainConfig, store: FeatureStore) -> tuple[MetaTrainConfig, Sources]:
-    """The configuration with its number of steps, and what the run is made from.
-
-    Raises:
-        ArtifactError: `steps_from` is no run, or one on other features.
-    """
-    inputs = {"features": manifest.Input(store.id, str(store.folder))}
-    if config.steps_from is None:
-        return replace(config, steps=fixed_steps(config)), Sources(inputs, _facts(config, store))
-    earlier = open_run(config.steps_from)
-    check_same_backbone(earlier, store)
-    if earlier.manifest.inputs["features"].id != store.id:
-        raise ArtifactError(
-            f"--steps-from {earlier.folder} ({earlier.id[:12]}): that run was trained on other features "
-            f"({earlier.manifest.inputs['features'].id[:12]}) than {store.folder} ({store.id[:12]}), so its best step "
-            "says nothing here. Name a run on these, or give --steps."
-        )
-    inputs["steps_from"] = manifest.Input(earlier.id, str(earlier.folder))
-    return replace(config, steps=steps_of_best(earlier, config)), Sources(inputs, _facts(config, store))
+    resolved = check_meta_train(config)
+    store = open_features(config)
+    inputs = {"features": store.input}
+    if config.steps_from is not None:
+        inputs["steps_from"] = open_run(config.steps_from).input
+    return resolved, store, Sources(inputs, _facts(config, store))
 
 
 def _facts(config: MetaTrainConfig, store: FeatureStore) -> dict[str, Any]:
