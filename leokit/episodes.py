@@ -262,8 +262,16 @@ def require_enough(
     queries: int | None,
     options: str = "--shots or --queries",
     ways_option: str = "--ways",
+    leave_out: str = "leave such classes out",
 ) -> None:
-    """Check that every episode of the given size can be made; `options` are those that would make it smaller.
+    """Check that every episode of the given size can be made.
+
+    Args:
+        classes, counts: of the split.
+        split: its name.
+        ways, shots, queries: of an episode; queries None: all other images of a class.
+        options, ways_option: that would make it smaller.
+        leave_out: what else to do about classes with too few images.
 
     Raises:
         DataError: too few classes, or a class with too few images, named with its count.
@@ -277,9 +285,10 @@ def require_enough(
     if short:
         first = short[0]
         others = f" ({len(short) - 1} more classes have too few)" if len(short) > 1 else ""
+        lower = f"lower {options}, or " if min(counts) > 1 else ""  # no episode is made of one image
         raise DataError(
             f"Class {classes[first]!r} of the {split} split has {counts[first]} images, but {shots} shots + "
-            f"{needed - shots} queries need {needed}{others}: lower {options}, or leave the class out."
+            f"{needed - shots} queries need {needed}{others}: {lower}{leave_out}."
         )
     if max(counts) >= 2**_POSITION_BITS:
         raise DataError(f"A class has {max(counts)} images; at most {2**_POSITION_BITS - 1} are supported.")

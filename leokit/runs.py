@@ -31,6 +31,10 @@ CURVES = "curves.png"
 EVENTS = "tensorboard"
 CONFIG = "config.toml"
 CENTRE = "centre"  # a tensor among the weights
+CLASSES, SKIP = (
+    "used_classes",
+    "skip_small_classes",
+)  # in a recorded configuration: those used, where small ones were not
 
 Packed = tuple[dict[str, Tensor], dict[str, Any]]  # a state as tensors and plain data
 _LENGTH = 8  # bytes at the start of a safetensors file, which say how long its header is
@@ -58,13 +62,22 @@ def open_run(folder: Path) -> Run:
     _require_finished(folder)
     found = manifest.read(folder, SCHEMA)
     manifest.check_files(folder, found)
-    config = build(MetaTrainConfig, found.config)
+    config = config_of(found)
     parameters = load_parameters(folder / WEIGHTS)
     faults = weight_faults(parameters, config, found.facts)
     if faults:
         raise ArtifactError(f"{folder / WEIGHTS} does not fit the run's configuration: {faults[0]}. Make it again.")
     centre = parameters.pop(CENTRE, None)
     return Run(folder, found, config, parameters, centre)
+
+
+def config_of(found: manifest.Manifest) -> MetaTrainConfig:
+    """The configuration that a run's manifest records.
+
+    Raises:
+        UsageError: an unknown key, or a value out of its range.
+    """
+    return build(MetaTrainConfig, {key: value for key, value in found.config.items() if key != CLASSES})
 
 
 def _require_finished(folder: Path) -> None:
