@@ -57,7 +57,9 @@ def _fitting(store: "FeatureStore", config: MetaTrainConfig) -> Iterator[tuple[l
     """Options for a meta-training that features may need, the fewest first, and the values that they set."""
     yield [], {}
     yield ["--skip-small-classes"], {"skip_small_classes": True}
-    parts = [store.counts(split) for split in ("train", "val") if split in store.splits]
+    if not {"train", "val"} <= set(store.splits):
+        return
+    parts = [store.counts(split) for split in ("train", "val")]
     ways = min(config.ways, *map(len, parts))
     queries = min(config.queries, config.val_queries, *(int(counts.min()) - config.shots for counts in parts))
     if ways >= _LEAST_WAYS:

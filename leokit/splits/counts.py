@@ -38,8 +38,14 @@ def small_remarks(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         advice.append(f"Those of test stop `leokit eval` and `leokit uncertainty`{lower}.")
     return [
         f"Classes with fewer than {shots + queries} images, {shots} shot and {queries} queries of an episode: "
-        f"{classes_in_words(small)}. {' '.join(advice)}"
+        f"{'; '.join(_some_or_all(split, of, counts[split]) for split, of in small.items())}. {' '.join(advice)}"
     ]
+
+
+def _some_or_all(split: str, small: Mapping[str, int], classes: Mapping[str, int]) -> str:
+    if 1 < len(small) == len(classes):
+        return f"{split} all {len(small)} classes ({min(small.values())} to {max(small.values())})"
+    return classes_in_words({split: small})
 
 
 def summarize_counts(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -212,13 +212,18 @@ def suggested_division(classes: int) -> str:
     return f"random:{classes - 2 * each}/{each}/{each}"
 
 
-def division_remarks(splits: Splits) -> list[str]:
-    """A sentence on a random division with fewer val than test classes."""
-    val, test = len(splits.classes["val"]), len(splits.classes["test"])
-    if not splits.source.startswith(RANDOM) or val >= test:
+def division_remarks(source: str, classes: Mapping[str, Collection[str]]) -> list[str]:
+    """A sentence on a random division with fewer val than test classes.
+
+    Args:
+        source: of the division, see `Splits`.
+        classes: of each split.
+    """
+    val, test = (len(classes.get(split, ())) for split in ("val", "test"))
+    if not source.startswith(RANDOM) or val >= test:
         return []
-    total = sum(map(len, splits.classes.values()))
-    return [f"{splits.source} has {val} val and {test} test classes, {suggested_division(total)} as many: {_WHY_VAL}"]
+    suggested = suggested_division(sum(map(len, classes.values())))
+    return [f"{source} has {val} val and {test} test classes, {suggested} as many of both: {_WHY_VAL}"]
 
 
 def _random_sizes(spec: str) -> list[int]:

@@ -11,6 +11,7 @@ import leokit
 from leokit import manifest
 from leokit.features import FeatureStore, write_store
 from leokit.runs import open_run
+from leokit.splits import small_remarks
 from tests.e2e.conftest import make_store
 
 SIZE = ("--val-every", 5, "--val-episodes", 10, "--steps", 5, "--num-latents", 8, "--meta-batch", 2)
@@ -76,6 +77,22 @@ def test_extract_names_all_small_classes_at_once_and_what_it_suggests_works(leok
     tested = next_command(leokit(*words, *SIZE))
     assert tested[-2:] == ["--queries", "9"]
     leokit(*tested, "--episodes", 10)
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"train": {"a": 15, "b": 16}}, "train 'a' (15)."),
+        ({"train": {"a": 15, "b": 3}, "val": {"c": 1}}, "train all 2 classes (3 to 15); val 'c' (1)."),
+        ({"test": {"a": 1, "b": 20}}, "test 'a' (1). Those of test stop `leokit eval` and `leokit uncertainty`."),
+        ({"test": {"a": 5, "b": 20}}, "unless --queries is 4 or less."),
+        ({"val": {"a": 16}}, None),
+    ],
+)
+def test_small_classes_are_told_in_a_sentence(counts, words):
+    said = small_remarks(counts)
+    assert bool(said) == bool(words)
+    assert all(words in sentence for sentence in said)
 
 
 def test_no_small_class_no_word(leokit, tmp_path, weights):
@@ -193,6 +210,34 @@ def test_no_next_command_where_none_can_work(leokit, tmp_path, counts, why):
         assert "Next:" not in printed.stderr
         assert "cannot be meta-trained on" in printed.stderr
         assert why in printed.stderr
+
+
+STUDY = ("--episodes", 4, "--calibration-episodes", 4, "--samples", 2, "--resamples", 100, "--curve-shots", "none")
+LOOK = ("--val-episodes", 10, "--test-episodes", 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_next"),
+    [
+        (("uncertainty", *STUDY), True),
+        (("uncertainty", *STUDY, "--out", "elsewhere"), False),
+        (("analyze", *LOOK), True),
+        (("regress", "train", "--steps", 2), True),
+    ],
+    ids=["uncertainty", "uncertainty elsewhere", "analyze", "regress"],
+)
+def test_the_next_command_finds_the_work_folder(leokit, tmp_path, arguments, is_next):
+    make_store(tmp_path / "my work" / "features", dim=16)
+    if arguments[0] != "regress":
+        leokit("meta-train", *SIZE, "--work", "my work")
+    printed = leokit(*arguments, "--work", "my work")
+    assert ("Next:" in printed.stderr) == is_next
+    if not is_next:
+        return
+    found = printed.stderr[printed.stderr.index("Next: leokit ") + 13 :].splitlines()[0].split("; leokit ")
+    for command in map(shlex.split, found):
+        assert command[-2:] == ["--work", "my work"]
+        leokit(*command, "--dry-run")
 
 
 def test_a_class_of_one_image_is_not_helped_by_lower_numbers(leokit, tmp_path):

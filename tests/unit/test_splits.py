@@ -82,12 +82,13 @@ def test_the_suggested_division_fits_and_has_as_many_val_as_test_classes(tmp_pat
     assert sum(sizes.values()) == count
     assert sizes["val"] == sizes["test"] <= max(sizes["train"], 6)
     assert sizes["val"] >= min(6, count // 3)  # 5-way episodes with a class left that can be unknown
-    assert division_remarks(splits) == []
+    assert division_remarks(splits.source, splits.classes) == []
 
 
 @pytest.mark.parametrize(("spec", "said"), [("random:10/4/6", True), ("random:12/1/2", True), ("random:8/6/6", False)])
 def test_a_random_division_with_few_val_classes_says_what_depends_on_them(tmp_path, spec, said):
-    remarks = division_remarks(resolve(spec, tmp_path, TREE, seed=0))
+    splits = resolve(spec, tmp_path, TREE, seed=0)
+    remarks = division_remarks(splits.source, splits.classes)
     assert len(remarks) == said
     for remark in remarks:
         assert "calibrated" in remark and "unknown" in remark and "random:" in remark
