@@ -285,6 +285,7 @@ def require_enough(
     if short:
         first = short[0]
         others = f" ({len(short) - 1} more classes have too few)" if len(short) > 1 else ""
+        options = options.removeprefix("--shots or ") if shots == 1 else options
         lower = f"lower {options}, or " if min(counts) > 1 else ""  # no episode is made of one image
         raise DataError(
             f"Class {classes[first]!r} of the {split} split has {counts[first]} images, but {shots} shots + "

@@ -240,11 +240,17 @@ def test_the_next_command_finds_the_work_folder(leokit, tmp_path, arguments, is_
         leokit(*command, "--dry-run")
 
 
-def test_a_class_of_one_image_is_not_helped_by_lower_numbers(leokit, tmp_path):
-    store_of(tmp_path / "leokit-work/features", train=[20] * 5 + [1], val=[20] * 5)
-    refused = leokit("meta-train", *SIZE, code=3).stderr
-    assert "leave such classes out by --skip-small-classes" in refused
-    assert "lower" not in refused
+@pytest.mark.parametrize(
+    ("fewest", "shots", "advice"),
+    [
+        (1, 1, "need 16: leave such classes out by --skip-small-classes."),
+        (4, 1, "need 16: lower --queries, or leave such classes out by --skip-small-classes."),
+        (4, 5, "need 20: lower --shots or --queries, or leave such classes out by --skip-small-classes."),
+    ],
+)
+def test_the_advice_on_a_small_class_is_what_can_be_done(leokit, tmp_path, fewest, shots, advice):
+    store_of(tmp_path / "leokit-work/features", train=[20] * 5 + [fewest], val=[20] * 5)
+    assert advice in leokit("meta-train", *SIZE, "--shots", shots, code=3).stderr
 
 
 def test_a_store_without_classes_reads_the_others(tmp_path):
