@@ -55,6 +55,8 @@ def _extract(config: PretrainConfig, out: Path) -> str:
     """The command that takes the backbone's features, as a shell reads it."""
     words = ["leokit extract", pasteable(config.images), "--backbone-run", pasteable(out)]
     words += ["--splits", shlex.quote(config.splits)] if config.splits else []
+    words += ["--seed", str(config.seed)] if config.seed and config.splits else []  # a random division is by it
+    words += ["--class-level", config.class_level] if config.class_level is not None else []
     return " ".join([*words, *work_words(config)])
 
 
