@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,7 @@ from leokit.images.scan import ImageTree, scan
 from leokit.images.support import read_support
 from leokit.runs import RecordedRun, check_same_backbone, check_ways, default_run, only_run, read_run, steps_of_best
 from leokit.space import Space
-from leokit.splits import Splits, classes_seen, resolve
+from leokit.splits import Splits, classes_seen, resolve, small_classes
 
 REST = 600  # images of a class that the reference's protocol uses: K for support, the rest for queries
 MOST_IMAGES = 2**20 - 1  # of a class, in episodes
@@ -111,8 +111,16 @@ def require_enough(
     queries: int | None,
     options: str = "--shots or --queries",
     ways_option: str = "--ways",
+    leave_out: str = "leave such classes out",
 ) -> None:
-    """Check that every episode of the given size can be made; `options` are those that would make it smaller.
+    """Check that every episode of the given size can be made.
+
+    Args:
+        classes, counts: of the split.
+        split: its name.
+        ways, shots, queries: of an episode; queries None: all other images of a class.
+        options, ways_option: that would make it smaller.
+        leave_out: what else to do about classes with too few images.
 
     Raises:
         DataError: too few classes, or a class with too few images, named with its count.
@@ -125,10 +133,11 @@ def require_enough(
     if short:
         first = short[0]
         others = f" ({len(short) - 1} more classes have too few)" if len(short) > 1 else ""
-        lower = f"lower {options}, or " * bool(counts[short].min() > 1)  # a support image and a query at least
+        options = options.removeprefix("--shots or ") if shots == 1 else options
+        lower = f"lower {options}, or " * bool(counts[short].min() > 1)  # no episode is made of one image
         raise DataError(
             f"Class {classes[first]!r} of the {split} split has {counts[first]} images, but {shots} shots + "
-            f"{needed - shots} queries need {needed}{others}: {lower}leave the class out."
+            f"{needed - shots} queries need {needed}{others}: {lower}{leave_out}."
         )
     if max(counts) > MOST_IMAGES:
         raise DataError(f"A class has {max(counts)} images; at most {MOST_IMAGES} are supported.")
@@ -140,10 +149,13 @@ def _require(features: manifest.Artifact, split: str, **sizes: Any) -> None:
     require_enough(list(classes), np.array([*classes.values()], np.int64), split=split, **sizes)
 
 
-def _counts(features: manifest.Artifact, split: str) -> dict[str, int]:
-    counts: dict[str, dict[str, int]] = features.facts["counts"]
+def _counts(features: manifest.Artifact, split: str) -> Mapping[str, int]:
+    return _of_split(features.facts["counts"], split)
+
+
+def _of_split(counts: Mapping[str, Mapping[str, int]], split: str) -> Mapping[str, int]:
     if split not in counts:
-        raise DataError(f"{features.folder} has no split {split!r}; it has {', '.join(counts)}.")
+        raise DataError(f"The feature store has no split {split!r}; it has {', '.join(counts)}.")
     return counts[split]
 
 
@@ -272,11 +284,7 @@ def check_meta_train(config: MetaTrainConfig) -> MetaTrainConfig:
     """
     check_together(config)
     features = read_recorded(config.features or config.work / "features")
-    sizes = {"ways": config.ways, "shots": config.shots}
-    trained_on = " + ".join(training_splits(config))
-    _require(features, trained_on, queries=config.queries, options="--shots or --queries", **sizes)
-    if not config.train_on_val:
-        _require(features, "val", queries=config.val_queries, options="--shots or --val-queries", **sizes)
+    require_training(config, features.facts["counts"])
     if config.steps_from is None:
         return replace(config, steps=fixed_steps(config))
     earlier = read_run(config.steps_from)
@@ -288,6 +296,42 @@ def check_meta_train(config: MetaTrainConfig) -> MetaTrainConfig:
             "step says nothing here. Name a run on these, or give --steps."
         )
     return replace(config, steps=steps_of_best(earlier, config))
+
+
+def require_training(config: MetaTrainConfig, counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Check that every episode of a training can be made of classes with these numbers of images, by split.
+
+    Returns:
+        The classes that are left out for it, where small ones are skipped.
+
+    Raises:
+        DataError: too few classes or images.
+    """
+    parts = [(training_splits(config), config.queries, "--shots or --queries")]
+    if not config.train_on_val:
+        parts.append((("val",), config.val_queries, "--shots or --val-queries"))
+    left_out: dict[str, dict[str, int]] = {}
+    for splits, queries, options in parts:
+        here = {split: _of_split(counts, split) for split in splits}
+        if config.skip_small_classes:
+            left_out |= small_classes(here, config.shots + queries)
+        used = {
+            name: count
+            for split, classes in here.items()
+            for name, count in classes.items()
+            if name not in left_out.get(split, ())
+        }
+        require_enough(
+            list(used),
+            np.array([*used.values()], np.int64),
+            split=" + ".join(splits),
+            ways=config.ways,
+            shots=config.shots,
+            queries=queries,
+            options=options,
+            leave_out="leave such classes out by --skip-small-classes",
+        )
+    return left_out
 
 
 def check_search(config: SearchConfig) -> tuple[MetaTrainConfig, Space]:

@@ -38,6 +38,7 @@ class Evidence:
         conformal: (E,) rising, conformal scores of one query of each episode.
         inside: rising, the score of queries of an episode's classes.
         outside: rising, the score of queries of other classes.
+        spare: classes of meta-val beyond those of an episode, from which the outside ones are; None: not recorded.
     """
 
     ways: int
@@ -52,6 +53,7 @@ class Evidence:
     conformal: Floats
     inside: Floats
     outside: Floats
+    spare: int | None = None
 
     def __post_init__(self) -> None:
         """Check what cannot be used otherwise.
@@ -65,6 +67,7 @@ class Evidence:
             _check(name, getattr(self, name), _is_number(getattr(self, name), (int, float)))
         _check("temperature", self.temperature, 0 < self.temperature < float("inf"))
         _check("score", self.score, self.score is None or self.score in SCORES)
+        _check("spare", self.spare, self.spare is None or (_is_number(self.spare, int) and self.spare >= 0))
         _check("auroc", self.auroc, self.auroc is None or _is_number(self.auroc, (int, float)))
         for name in _ARRAYS:
             values = getattr(self, name)

@@ -481,6 +481,9 @@ class MetaTrainConfig:
     val_every: Annotated[int, Ge(1), Doc("Steps between validations.")] = 1000
     val_episodes: Annotated[int, Ge(2), Doc("Meta-validation episodes; the same ones each time.")] = 2000
     val_queries: Annotated[int, Ge(1), Doc("Query images of each class in validation.")] = 15
+    skip_small_classes: Annotated[
+        bool, Resolved(), Doc("Leave out classes with too few images for an episode, in place of an error.")
+    ] = False
     patience: Annotated[
         int | None, Ge(1), Doc("Stop when so many validations in a row were no better than the best (default: never).")
     ] = None

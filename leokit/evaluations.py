@@ -228,3 +228,35 @@ def trained_in_words(summary: dict[str, Any]) -> str:
     if tested in splits and summary["run"].get("on_its_own_features", True):
         return f"Warning: {name} was trained on the {tested} classes that it is tested on here: no few-shot result."
     return f"{name} was trained on {'+'.join(splits)}: no weights were selected on val." if len(splits) > 1 else ""
+
+
+_FEW_SPARE = 5  # classes, below which a result on images of other classes is one on these very classes
+
+
+def spare_in_words(what: str, spare: int | None, split: str) -> str:
+    """That something rests on few classes beyond those of an episode; nothing where they are more, or not known."""
+    if spare is None or spare > _FEW_SPARE:
+        return ""
+    return f"{what} on {spare} spare {split} class{'es'[: 2 * (spare != 1)]} in an episode: others may differ."
+
+
+def gain_in_words(facts: Mapping[str, Any]) -> str:
+    """That a run gained nothing over class means on the meta-val episodes that selected it, or nothing certain.
+
+    Args:
+        facts: of the run; those of earlier versions have no gain.
+
+    Returns:
+        A sentence; an empty one of a run that gained, and where nothing was measured.
+    """
+    gain, untrained = facts.get("gain"), facts.get("val_accuracy") is not None and facts.get("best_step") == 0
+    if facts.get("best_is_fallback"):
+        return "Training gained nothing over class means on meta-val; this run is the class means."
+    weights = "; this run has its weights from before the first step" if untrained else ""
+    if gain is not None and gain <= 0:
+        return f"Training gained nothing over class means on meta-val{weights}."
+    if weights:
+        return f"Training gained nothing on meta-val{weights}."
+    if gain is not None and gain <= facts["gain_half_width"]:
+        return "What training gained over class means on meta-val is within its 95 % interval."
+    return ""

@@ -28,6 +28,10 @@ CURVES = "curves.png"
 EVENTS = "tensorboard"
 CONFIG = "config.toml"
 CENTRE = "centre"  # a tensor among the weights
+CLASSES, SKIP = (
+    "used_classes",
+    "skip_small_classes",
+)  # in a recorded configuration: those used, where small ones were not
 
 Packed: TypeAlias = "tuple[dict[str, Tensor], dict[str, Any]]"  # a state as tensors and plain data
 _SHOWN = 5  # runs that a message names
@@ -94,7 +98,7 @@ def read_run(folder: Path) -> RecordedRun:
     """
     _require_finished(folder)
     found = manifest.read(folder, SCHEMA)
-    return RecordedRun(folder, found, build(MetaTrainConfig, found.config))
+    return RecordedRun(folder, found, config_of(found))
 
 
 def open_run(folder: Path) -> Run:
@@ -114,6 +118,15 @@ def open_run(folder: Path) -> Run:
         )
     centre = parameters.pop(CENTRE, None)
     return Run(folder, found, config, parameters, centre)
+
+
+def config_of(found: manifest.Manifest) -> MetaTrainConfig:
+    """The configuration that a run's manifest records.
+
+    Raises:
+        UsageError: an unknown key, or a value out of its range.
+    """
+    return build(MetaTrainConfig, {key: value for key, value in found.config.items() if key != CLASSES})
 
 
 def _require_finished(folder: Path) -> None:

@@ -52,8 +52,12 @@ def _column(values: Any) -> Any:
     return values
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table.
+
+    Args:
+        path: of the Parquet file.
+        columns: those to read; None: all.
 
     Raises:
         ArtifactError: missing, no Parquet, or it would take far more memory than a file of its size can mean.
@@ -64,9 +68,9 @@ def read_table(path: Path) -> pa.Table:
         room = _ROOM + _RATIO * path.stat().st_size
         packed = _packed(path, room)
         with path.open("rb") as file:  # not by its path, of which pyarrow takes UTF-8 alone
-            table = pq.read_table(file, partitioning=None, read_dictionary=packed)
+            table = pq.read_table(file, columns=columns, partitioning=None, read_dictionary=packed)
         table.validate(full=True)
-        return _unpacked(table, packed, room)
+        return _unpacked(table, [name for name in packed if name in table.column_names], room)
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
         what = " ".join(str(error).split())
         raise ArtifactError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from leokit.cli.next_steps import report_next
 from leokit.cli.render import Output, TableData
 from leokit.config import AnalyzeConfig
 
@@ -24,7 +25,7 @@ def command(config: AnalyzeConfig, output: Output) -> None:
         done = analyze.run(config, on_progress=progress, on_message=output.note)
     data = {"out": str(done.folder), "id": done.id, **done.summary}
     output.result(data, list(_tables(done.summary["runs"])), [*_sentences(done.summary), f"In {done.folder}."])
-    output.next_command("leokit report")
+    report_next(config, done.folder, output)
 
 
 def _tables(runs: dict[str, Any]) -> Iterator[TableData]:

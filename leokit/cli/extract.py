@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from leokit import distributed
+from leokit.cli.next_steps import suggest_training, work_words
 from leokit.cli.render import Output, TableData, few_digits
 from leokit.config import ExtractConfig
 from leokit.text import pasteable
@@ -24,6 +25,7 @@ def command(config: ExtractConfig, output: Output) -> None:
     from leokit.checks import check_extract
 
     divided = check_extract(config)  # before torch is imported
+    from leokit.splits import BUILT_IN
     from leokit.stages import extract
 
     if output.dry_run:
@@ -49,11 +51,10 @@ def command(config: ExtractConfig, output: Output) -> None:
     ]
     data = {"out": str(store.folder), "id": store.id, "images_per_second": info["images_per_second"], **facts}
     output.result(data, [_table("Features", facts["counts"])], sentences)
-    where = f" --features {pasteable(store.folder)}" if config.out else ""
-    published = any(name in facts["split_source"] for name in ("miniimagenet", "tieredimagenet"))
-    output.next_command(f"leokit meta-train --preset own-images --shots 1{where}")
-    if published:
-        output.note(f"Or LEO exactly as published: leokit meta-train --shots 1{where}")
+    where = [*(["--features", pasteable(store.folder)] if config.out else []), *work_words(config)]
+    suggest_training(store, "own-images", where, output)
+    if any(name in facts["split_source"] for name in BUILT_IN):
+        output.note(f"Or LEO exactly as published: {' '.join(['leokit meta-train --shots 1', *where])}")
 
 
 def _seen(facts: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """`leokit import`."""
 
+from leokit.cli.next_steps import suggest_training, work_words
 from leokit.cli.render import Output, TableData
 from leokit.config import ImportConfig
 from leokit.text import pasteable
@@ -38,9 +39,9 @@ def command(config: ImportConfig, output: Output) -> None:
     ]
     table = _table("Features", {split: facts["counts"][split] for split in store.splits})
     output.result({"out": str(store.folder), "id": store.id, **facts}, [table], sentences)
-    preset = " --preset tieredimagenet-1shot" if "(tieredimagenet)" in facts["split_source"] else ""
-    where = f" --features {pasteable(store.folder)}" if config.out else ""
-    output.next_command(f"leokit meta-train --shots 1{preset}{where}")
+    preset = "tieredimagenet-1shot" if "(tieredimagenet)" in facts["split_source"] else None
+    where = [*(["--features", pasteable(store.folder)] if config.out else []), *work_words(config)]
+    suggest_training(store, preset, where, output)
 
 
 def _table(title: str, counts: dict[str, dict[str, int]]) -> TableData:

@@ -26,6 +26,7 @@ def command(config: InspectConfig, output: Output) -> None:
 
     Example: leokit inspect leokit-work/features
     """
+    from leokit.evaluations import gain_in_words
     from leokit.stages import inspect
 
     found = inspect.run(config)
@@ -33,7 +34,8 @@ def command(config: InspectConfig, output: Output) -> None:
     if not config.classes:
         del data["counts"]
     state = "" if found.finished else "Unfinished: the command that makes it, run again, finishes it."
-    output.result(data, list(_tables(found, classes=config.classes)), [state] if state else [])
+    sentences = [words for words in (gain_in_words(found.facts), state) if words]
+    output.result(data, list(_tables(found, classes=config.classes)), sentences)
 
 
 def _tables(found: "Inspection", *, classes: bool) -> Iterator[TableData]:
@@ -58,7 +60,7 @@ def _tables(found: "Inspection", *, classes: bool) -> Iterator[TableData]:
     if summary:
         columns = list(next(iter(summary.values())))
         rows = [[split, *(f"{value:g}" for value in entry.values())] for split, entry in summary.items()]
-        yield TableData("Images of a class", ["split", *columns], rows)
+        yield TableData("Classes and images of each split; min, median and max of a class", ["split", *columns], rows)
     if summary and classes:
         rows = [[name, split, str(count)] for split, of in found.counts.items() for name, count in of.items()]
         yield TableData("Classes", ["class", "split", "images"], rows)

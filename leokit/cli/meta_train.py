@@ -1,9 +1,10 @@
 """`leokit meta-train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leokit import distributed
+from leokit.cli.next_steps import suggest_eval, work_words
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import MetaTrainConfig, run_name
 from leokit.text import pasteable
@@ -50,10 +51,11 @@ def command(config: MetaTrainConfig, output: Output) -> None:
     ]
     title = f"{config.variant}, {config.ways}-way {config.shots}-shot"
     data = {"out": str(run.folder), "id": run.id, **facts}
-    output.result(data, [TableData(title, ["", ""], rows, numeric=False)], _ending(run.config.patience, facts))
+    sentences = [*_ending(run.config.patience, facts), *_gains(runs)]
+    output.result(data, [TableData(title, ["", ""], rows, numeric=False)], sentences)
     found_by_shots = not config.out and run_name(config) == run_name(MetaTrainConfig(shots=config.shots))
     where = f"--shots {config.shots}" if found_by_shots else f"--run {pasteable(run.folder)}"
-    output.next_command(f"leokit eval {where}")
+    _suggest_eval(config, ["leokit eval", where], output)
 
 
 def _show_seeds(config: MetaTrainConfig, runs: "Sequence[Run]", output: Output) -> None:
@@ -68,12 +70,23 @@ def _show_seeds(config: MetaTrainConfig, runs: "Sequence[Run]", output: Output) 
         rows.append([str(run.config.seed), str(run.folder), run.id[:12], str(facts["steps"]), *selected])
     title = f"{config.variant}, {config.ways}-way {config.shots}-shot, {_features(runs[0].facts)}"
     sentences = [] if config.train_on_val else ["Each run's best weights were chosen on these meta-val episodes."]
+    sentences += _gains(runs)
     data = {"runs": [{"out": str(run.folder), "id": run.id, "seed": run.config.seed, **run.facts} for run in runs]}
-    output.result(data, [TableData(title, columns, rows)], sentences)
-    words = ["leokit", "eval", *(pasteable(run.folder) for run in runs)]
+    gains = [[str(run.config.seed), _class_means(run.facts), _gain(run.facts)] for run in runs]
+    tables = [TableData(title, columns, rows)]
+    if any(gain for *_, gain in gains):
+        tables.append(TableData("On the same episodes", ["seed", "class means", "gain over them, points"], gains))
+    output.result(data, tables, sentences)
+    _suggest_eval(config, ["leokit eval", *(pasteable(run.folder) for run in runs)], output)
+
+
+def _suggest_eval(config: MetaTrainConfig, words: list[str], output: Output) -> None:
+    """Tell how to test the runs on the features that they were trained on."""
+    from leokit import manifest
+
+    features = manifest.read(config.features or config.work / "features")
     words += ["--features", pasteable(config.features)] if config.features else []
-    words += ["--work", pasteable(config.work)] if config.work != MetaTrainConfig.work else []
-    output.next_command(" ".join(words))
+    suggest_eval([*words, *work_words(config)], features.facts["counts"].get("test", {}), config, output)
 
 
 def _selection(facts: dict[str, Any]) -> list[list[str]]:
@@ -85,9 +98,39 @@ def _selection(facts: dict[str, Any]) -> list[list[str]]:
             ["weights", "of the last step; none were selected"],
         ]
     accuracy = percent(facts["val_accuracy"], facts["val_half_width"])
-    return [
+    rows = [
         ["best step", str(facts["best_step"])],
         ["meta-val accuracy", f"{accuracy} % (chosen on these episodes)"],
+    ]
+    if means := _class_means(facts):
+        rows += [["class means", f"{means} on the same episodes"], ["gain", f"{_gain(facts)} points over class means"]]
+    return rows
+
+
+def _class_means(facts: Mapping[str, Any]) -> str:
+    """Accuracy of the class means that a run is compared with; empty where it was not measured."""
+    if facts.get("class_mean_accuracy") is None:
+        return ""
+    centred = " (centred)" if facts["class_mean_method"] != "class-mean" else ""
+    return f"{percent(facts['class_mean_accuracy'], facts['class_mean_half_width'])} %{centred}"
+
+
+def _gain(facts: Mapping[str, Any]) -> str:
+    """What training gained over them, in percentage points."""
+    return "" if facts.get("gain") is None else percent(facts["gain"], facts["gain_half_width"], sign=True)
+
+
+def _gains(runs: "Sequence[Run]") -> list[str]:
+    """What must be said of runs that gained nothing, or nothing certain, over class means."""
+    from leokit.evaluations import gain_in_words
+
+    found = {run.config.seed: gain_in_words(run.facts) for run in runs}
+    if len(runs) == 1:
+        return [words for words in found.values() if words]
+    return [
+        f"Seed {', '.join(str(seed) for seed, other in found.items() if other == words)}: {words}"
+        for words in dict.fromkeys(found.values())
+        if words
     ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leokit import distributed
+from leokit.cli.next_steps import work_words
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import PretrainConfig
 from leokit.text import pasteable
@@ -57,8 +58,9 @@ def _extract(config: PretrainConfig, out: Path) -> str:
     """The command that takes the backbone's features, as a shell reads it."""
     words = ["leokit extract", pasteable(config.images), "--backbone-run", pasteable(out)]
     words += ["--splits", shlex.quote(config.splits)] if config.splits else []
-    words += ["--work", pasteable(config.work)] if config.work != PretrainConfig.work else []
-    return " ".join(words)
+    words += ["--seed", str(config.seed)] if config.seed and config.splits else []  # a random division is by it
+    words += ["--class-level", config.class_level] if config.class_level is not None else []
+    return " ".join([*words, *work_words(config)])
 
 
 def _accuracies(config: PretrainConfig, facts: dict[str, Any]) -> list[list[str]]:

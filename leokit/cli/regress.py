@@ -4,6 +4,7 @@ from typing import Any
 
 import typer
 
+from leokit.cli.next_steps import work_words
 from leokit.cli.options import add_command
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import RegressEvalConfig, RegressPlotConfig, RegressTrainConfig
@@ -40,8 +41,8 @@ def train(config: RegressTrainConfig, output: Output) -> None:
     ]
     table = TableData("Regression on sines and lines", ["", ""], rows, numeric=False)
     output.result({"out": str(model.folder), "id": model.id, **facts}, [table])
-    place = f" --regression {pasteable(config.out)}" if config.out else ""
-    output.next_command(f"leokit regress plot{place}; leokit regress eval{place}")
+    words = [*(["--regression", pasteable(config.out)] if config.out else []), *work_words(config)]
+    output.next_command("; ".join(" ".join(["leokit regress", what, *words]) for what in ("plot", "eval")))
 
 
 def draw(config: RegressPlotConfig, output: Output) -> None:

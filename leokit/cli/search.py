@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from leokit.cli.next_steps import work_words
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import SearchConfig
-from leokit.text import in_short
+from leokit.text import in_short, pasteable
 
 if TYPE_CHECKING:
     from leokit.stages.search import Search
@@ -38,7 +39,9 @@ def command(config: SearchConfig, output: Output) -> None:
         done = search.run(config, on_progress=progress, on_message=output.note)
     data = {"out": str(done.folder), "id": done.id, **done.summary}
     output.result(data, [_table(done.summary)], list(_sentences(done)))
-    output.next_command(f"leokit meta-train --config {done.folder / search.BEST} --out RUN")
+    words = ["leokit meta-train --config", pasteable(done.folder / search.BEST), "--out RUN"]
+    words += ["--features", pasteable(config.features)] if config.features else []
+    output.next_command(" ".join([*words, *work_words(config)]))
 
 
 def _table(summary: dict[str, Any]) -> TableData:

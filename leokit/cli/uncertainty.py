@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from leokit.cli.next_steps import report_next
 from leokit.cli.render import Output, TableData
 from leokit.config import UncertaintyConfig
 
@@ -35,7 +36,7 @@ def command(config: UncertaintyConfig, output: Output) -> None:
     summary = found.summary
     sentences = [*_sentences(summary), seen_in_words(summary), f"In {found.folder}."]
     output.result({"out": str(found.folder), "id": found.id, **summary}, list(_tables(summary)), sentences)
-    output.next_command("leokit report")
+    report_next(config, found.folder, output)
 
 
 def _tables(summary: dict[str, Any]) -> Iterator[TableData]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -25,6 +25,7 @@ from leokit.engine.fitting import METHODS, centre_of, fit, support_matrix
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.studying import Study, remark, setting, study, withheld
 from leokit.errors import DataError
+from leokit.evaluations import gain_in_words
 from leokit.features import FeatureStore
 from leokit.images.preprocess import UnreadableImage, read_file
 from leokit.images.scan import ImageTree
@@ -115,6 +116,8 @@ def prepare(config: FitConfig, on_message: Tell) -> Prepared:
     if empty:
         more = ", …" if len(empty) > _NAMED else ""
         on_message(f"Without an image, and so no class: {', '.join(map(repr, empty[:_NAMED]))}{more}.")
+    if words := gain_in_words(run.facts):
+        on_message(f"{run.folder}: {words}")
     features = chain.find_features(run, config.features, config.work)
     return Prepared(run, _readable(config.support, tree, on_message), features)
 
@@ -307,7 +310,8 @@ def _choose(
     best = looked.best()
     sentence = _chosen_in_words(run, looked, best, episodes.in_words()) if len(methods) > 1 else f"Method: {own}."
     sentence += remark(features.facts["trained_on"], classes["val"])
-    return _Choice(best, sentence, looked.evidence[best], said)
+    evidence = replace(looked.evidence[best], spare=len(classes["val"]) - episodes.ways)
+    return _Choice(best, sentence, evidence, said)
 
 
 def _no_val() -> Withheld:

@@ -4,15 +4,16 @@ Runs that differ in seeds or in numbers that a step can take for each of them (`
 together, along one more dimension of each tensor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leokit.baselines import class_mean
 from leokit.config import MetaTrainConfig, fixed_steps
 from leokit.engine.averaging import ALONE, Ranks
 from leokit.engine.scoring import Classifier, score
@@ -20,7 +21,7 @@ from leokit.engine.state import TERMS, State, stack, unstack
 from leokit.engine.steps import Diverged, Steps, make_steps
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 from leokit.leo.learners import Learner, Tensors, make_learner
-from leokit.metrics import mean_interval
+from leokit.metrics import Interval, mean_interval, paired_difference
 
 REPORT_EVERY = 100  # steps between lines of training metrics
 
@@ -286,18 +287,80 @@ class _Together:
         }
         if features is None or not methods:
             return {}
-        config = self.courses[0].config
-        # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
-        scores = score(
-            features,
-            EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="selection"),
-            methods,
-            shots=config.shots,
-            queries=config.val_queries,
-            episodes=config.val_episodes,
-            ranks=self.ranks,
-        )
+        scores = _on_selection_episodes(self.courses[0].config, features, methods, self.ranks)
         return {int(name): accuracies for name, accuracies in scores.items()}
+
+
+def _on_selection_episodes(
+    config: MetaTrainConfig, features: FeatureMatrix, methods: Mapping[str, Classifier], ranks: Ranks
+) -> dict[str, NDArray[np.float64]]:
+    """The accuracy of methods in each of the meta-val episodes that select the weights of runs."""
+    # The seed of these episodes is not that of the run: all runs are selected on the same episodes.
+    return score(
+        features,
+        EpisodeSampler(features.offsets, ways=config.ways, seed=0, purpose="selection"),
+        methods,
+        shots=config.shots,
+        queries=config.val_queries,
+        episodes=config.val_episodes,
+        ranks=ranks,
+    )
+
+
+class Gain(NamedTuple):
+    """What training gained over class means, on the meta-val episodes that selected the weights.
+
+    Attributes:
+        method: class-mean or centred-class-mean, by the names of `leokit eval`.
+        class_means: accuracy of these.
+        gain: the paired difference of the run's best weights to them.
+    """
+
+    method: str
+    class_means: Interval
+    gain: Interval
+
+
+def measure_gain(
+    config: MetaTrainConfig,
+    state: State,
+    validation: FeatureMatrix | None,
+    uncentred: FeatureMatrix | None,
+    ranks: Ranks = ALONE,
+) -> Gain | None:
+    """Compare a run's best weights with class means on the meta-val episodes that selected them.
+
+    Of a run that centres features, with the better of class means with and without centring: its own two candidates.
+
+    Args:
+        config: of the run.
+        state: of the run, after its last step.
+        validation, uncentred, ranks: as for `train`.
+
+    Returns:
+        None where nothing was selected.
+
+    Raises:
+        LeokitError: another rank has ended.
+    """
+    if validation is None:
+        return None
+    plain, centred = "class-mean", "centred-class-mean"
+    if state.best_is_fallback:  # the best weights are class means
+        name = centred if config.centring and state.best_is_centred else plain
+        return Gain(name, Interval(state.best_accuracy, state.best_half_width), Interval(0.0, 0.0))
+
+    def class_means(support: Tensor, numbers: range) -> Tensor:
+        return class_mean(support)
+
+    best = classifier(make_learner(config, validation.dim), state.best)
+    own = plain if uncentred is None else centred
+    found = _on_selection_episodes(config, validation, {"best": best, own: class_means}, ranks)
+    if uncentred is not None:
+        found |= _on_selection_episodes(config, uncentred, {plain: class_means}, ranks)
+    trained = found.pop("best")
+    name = max(found, key=lambda name: float(found[name].mean()))
+    return Gain(name, mean_interval(found[name]), paired_difference(trained, found[name]))
 
 
 def out_of_patience(config: MetaTrainConfig, state: State) -> bool:

@@ -1,9 +1,10 @@
 """Reading features: a class without touching the others, or a whole split as one class-sorted matrix."""
 
+import copy
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -130,6 +131,15 @@ class FeatureStore(manifest.Artifact):
         """Stored type of the embeddings."""
         dtype: np.dtype[Any] = np.dtype(self.facts["dtype"])
         return dtype
+
+    def without(self, left_out: Mapping[str, Collection[str]]) -> Self:
+        """The same store, read as if it had no such classes, which are named for each split; its facts stay."""
+        smaller = copy.copy(self)
+        smaller._groups = {
+            split: [group for group in groups if group.name not in left_out.get(split, ())]
+            for split, groups in self._groups.items()
+        }
+        return smaller
 
     def classes(self, split: str) -> list[str]:
         """Names of the classes of a split, in order."""

@@ -6,7 +6,7 @@ from leokit.report.collecting import Collection
 from leokit.report.generic import generic
 from leokit.report.model import Cell, Column, Note, Page, Section, Table
 from leokit.report.sources import features, provenance, seen_notes, stale_notes
-from leokit.report.training import backbones, published, training
+from leokit.report.training import backbones, gain_notes, published, training
 from leokit.report.uncertainty import uncertainty
 from leokit.report.words import listed, plural
 
@@ -40,7 +40,8 @@ def assemble(found: Collection) -> Page:
         *features(found),
         *provenance(found),
     ]
-    notes = [*tested.notes, *([] if tested.highlights else seen_notes(found)), *stale_notes(found)]
+    notes = [*tested.notes, *([] if tested.highlights else seen_notes(found))]
+    notes += [*gain_notes(found), *stale_notes(found)]
     notes.append(Note("plain", _READ if tested.highlights else _NOTHING_TESTED))
     if found.troubles:
         sections.append(_troubles(found))

@@ -15,6 +15,7 @@ from typing import Any
 from leokit import __version__, manifest
 from leokit.evaluations import (
     Evaluation,
+    gain_in_words,
     group_by_seed,
     setting_in_words,
     trained_in_words,
@@ -291,6 +292,8 @@ def _limits(subject: Subject, evaluations: Sequence[Evaluation]) -> Iterator[str
         yield f"{sizes}. Other numbers work; what was measured stands under Accuracy."
     if "val" in facts["meta_trained_on"]:
         yield "It was trained on the classes of meta-val too, so no step of it was selected there."
+    if words := gain_in_words(facts):
+        yield words
     for entry in evaluations:
         if better := _better(entry):
             yield better

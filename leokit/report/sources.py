@@ -63,10 +63,10 @@ def _features(artifact: Artifact, facts: dict[str, Any]) -> list[Block]:
         [Cell(split), *(number(entry[key], 0) for key in ("classes", "images", "min", "median", "max"))]
         for split, entry in summarize_counts(counts).items()
     ]
-    heads = numbers("classes", "images", "fewest", "median", "most")
+    heads = numbers("classes", "images", "fewest of a class", "median of a class", "most of a class")
     blocks: list[Block] = [
         Facts([(name, cell) for name, cell in about if cell.text != NOTHING]),
-        Table("Images of a class in each split", [Column("split"), *heads], rows, sortable=False),
+        Table("Classes and images of each split", [Column("split"), *heads], rows, sortable=False),
     ]
     names = [(name, split, images) for split, classes in counts.items() for name, images in classes.items()]
     if len(names) <= _LISTED:

@@ -1,12 +1,13 @@
 """How runs and backbones were trained: what selected their weights, and their learning curves."""
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from itertools import groupby
 
-from leokit.evaluations import method_in_words, setting_in_words
+from leokit.evaluations import gain_in_words, method_in_words, setting_in_words
 from leokit.report.collecting import Artifact, Collection, figures
-from leokit.report.model import Block, Cell, Figures, Fold, Section, Table, Text
-from leokit.report.words import anything, count, get, interval, mapping, numbers, plural, records, texts
+from leokit.report.model import Block, Cell, Figures, Fold, Note, Section, Table, Text
+from leokit.report.words import anything, count, get, interval, listed, mapping, numbers, plural, records, texts
 
 _FEW = 4  # folds that need no fold around them
 _Row = tuple[Artifact, str, str]  # a run, its method and its setting
@@ -52,14 +53,31 @@ def _table(runs: Sequence[_Row]) -> Table:
                 Cell(setting),
                 anything(artifact.manifest.config.get("seed")),
                 interval(facts.get("val_accuracy"), facts.get("val_half_width"), scale=100),
+                interval(facts.get("class_mean_accuracy"), facts.get("class_mean_half_width"), scale=100),
+                interval(facts.get("gain"), facts.get("gain_half_width"), scale=100, sign=True),
                 best,
-                count(facts.get("steps")),
-                Cell("yes" if facts.get("stopped_early") else "no"),
+                replace(count(facts.get("steps")), note="stopped early" if facts.get("stopped_early") else ""),
             ]
         )
-    names = [*texts("run", "method", "setting"), *numbers("seed", "meta-val accuracy", "best step", "steps")]
-    caption = "Runs: accuracy on meta-val in % by which the weights were selected, ± the 95 % interval over episodes"
-    return Table(caption, [*names, *texts("stopped early")], rows)
+    names = [
+        *texts("run", "method", "setting"),
+        *numbers("seed", "meta-val accuracy", "class means", "gain", "best step", "steps"),
+    ]
+    caption = (
+        "Runs: accuracy in % on the meta-val episodes that selected the weights, that of class means on the same "
+        "episodes, and the gain over these in percentage points, ± the 95 % interval over episodes"
+    )
+    return Table(caption, names, rows)
+
+
+def gain_notes(found: Collection) -> list[Note]:
+    """Runs that gained nothing, or nothing certain, over class means; a sentence for all of which the same is true."""
+    said: dict[str, list[str]] = {}
+    for artifact in found.of("run"):
+        with found.guarded(artifact):
+            if words := gain_in_words(artifact.manifest.facts):
+                said.setdefault(words, []).append(artifact.name)
+    return [Note("warning", f"{listed(names)}: {words}") for words, names in said.items()]
 
 
 def backbones(found: Collection) -> list[Section]:
@@ -83,12 +101,15 @@ def backbones(found: Collection) -> list[Section]:
                 ),
             ]
         ]
-        few_shot = [f"{shots}, meta-val %" for shots in mapping(facts.get("few_shot"))]
+        few_shot = [f"{shots.removesuffix('shot')}-shot, %" for shots in mapping(facts.get("few_shot"))]
         columns = [
             *texts("backbone", "model", "layer"),
             *numbers("classes", "images", "parameters", "epochs", "best epoch", *few_shot),
         ]
-        caption = "Trained on the meta-train classes; nearest class mean on meta-val, ± the 95 % interval over episodes"
+        splits = "train and val" if artifact.manifest.config.get("classes") == "train+val" else "meta-train"
+        caption = f"Trained on the {splits} classes"
+        if few_shot:
+            caption += "; accuracy of nearest class mean on meta-val, ± the 95 % interval over episodes"
         blocks.append(Table(caption, columns, rows, sortable=False))
         if pictures := figures(found, artifact):
             blocks.append(Figures(pictures))

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from leokit import manifest
 from leokit.report.collecting import Artifact, Collection, figures
 from leokit.report.model import Block, Cell, Column, Figures, Fold, Note, Part, Section, Table, Text
 from leokit.report.words import (
@@ -16,6 +19,9 @@ from leokit.report.words import (
     records,
     texts,
 )
+from leokit.tables import read_table
+
+_PREDICTIONS = "predictions.parquet"
 
 # The measures: words, decimals, scale and which way is better.
 _MEASURES = {
@@ -30,6 +36,7 @@ _MEASURES = {
     "accuracy_at_80_coverage": ("accuracy at 80 % coverage, %", 2, 100, "↑"),
     "accuracy_at_95_coverage": ("accuracy at 95 % coverage, %", 2, 100, "↑"),
 }
+_SCORES = {"cosine_distance": "cosine to the class mean"}  # others by their names
 _FORMS = {"raw": "as it is", "tempered": "with temperature"}
 
 
@@ -67,8 +74,10 @@ def _blocks(found: Collection, artifact: Artifact, summary: dict[str, Any]) -> l
         ]
     if decomposition := _decomposition(summary):
         blocks.append(Fold("Total, aleatoric and epistemic uncertainty by shots and label noise", [decomposition]))
-    if errors := _class_errors(summary):
-        blocks.append(Fold(f"Errors of each of {len(errors.rows)} classes", [errors]))
+    with found.guarded(artifact):
+        if tables := _by_class(artifact, summary):
+            title = f"Errors and calibration errors of each of {len(tables[0].rows)} classes"
+            blocks.append(Fold(title, tables))
     return blocks
 
 
@@ -124,7 +133,7 @@ def _open_set(summary: dict[str, Any]) -> Table | None:
     rows = [
         [
             Cell(name),
-            Cell(score.replace("_", " ")),
+            Cell(_SCORES.get(score, score.replace("_", " "))),
             number(get(entry, "auroc_per_episode"), 4),
             number(get(entry, "auroc_pooled"), 4),
             number(get(entry, "accepted_outside"), 1, scale=100),
@@ -169,9 +178,42 @@ def _decomposition(summary: dict[str, Any]) -> Table | None:
     return Table(caption, [Column("predictive"), *numbers(*names)], rows) if rows else None
 
 
-def _class_errors(summary: dict[str, Any]) -> Table | None:
-    errors = {name: mapping(entry) for name, entry in mapping(summary.get("class_errors")).items()}
-    classes = dict.fromkeys(name for entry in errors.values() for name in entry)
-    rows = [[Cell(name), *(number(entry.get(name), 1, scale=100) for entry in errors.values())] for name in classes]
-    caption = "Share of queries of a class that are classified wrongly, in %"
-    return Table(caption, [Column("class"), *numbers(*errors)], rows) if rows else None
+def _by_class(artifact: Artifact, summary: dict[str, Any]) -> list[Table]:
+    """What predictives get wrong of each class, and how far their probabilities of it are off.
+
+    Raises:
+        ArtifactError: the stored predictions are damaged.
+    """
+    calibration = {name: mapping(entry) for name, entry in mapping(summary.get("class_errors")).items()}
+    tempered = any(get(entry, "tempered") for entry in mapping(summary.get("predictives")).values())
+    form = _FORMS["tempered"] if tempered else _FORMS["raw"]
+    tables = []
+    for caption, errors in (
+        ("Share of the queries of a class that are classified wrongly, in %", _wrong_by_class(artifact)),
+        (f"Calibration error of the probability of a class {form}, in percentage points", calibration),
+    ):
+        classes = dict.fromkeys(name for entry in errors.values() for name in entry)
+        rows = [[Cell(name), *(number(entry.get(name), 1, scale=100) for entry in errors.values())] for name in classes]
+        tables += [Table(caption, [Column("class"), *numbers(*errors)], rows)] if rows else []
+    return tables
+
+
+def _wrong_by_class(artifact: Artifact) -> dict[str, dict[str, float]]:
+    """By predictive and class, the share of the stored queries whose most probable class is another.
+
+    Raises:
+        ArtifactError: a file of the artifact is missing, altered or no table.
+    """
+    if _PREDICTIONS not in artifact.manifest.files:
+        return {}
+    manifest.check_files(artifact.folder, artifact.manifest)
+    columns = ["predictive", "inside", "label", "class_name", "probabilities"]
+    table = read_table(artifact.folder / _PREDICTIONS, columns)
+    table = table.filter(table["inside"])
+    probabilities = table["probabilities"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    wrong = (probabilities.argmax(1) != table["label"].to_numpy()).astype(np.float64)
+    means = table.append_column("wrong", [wrong]).group_by(["predictive", "class_name"], use_threads=False)
+    found: dict[str, dict[str, float]] = {}
+    for row in means.aggregate([("wrong", "mean")]).to_pylist():
+        found.setdefault(row["predictive"], {})[row["class_name"]] = row["wrong_mean"]
+    return {name: dict(sorted(of_class.items())) for name, of_class in found.items()}

@@ -5,10 +5,10 @@
 counts how many classes a backbone's weights were trained on, `summarize_counts` images. Knows no images, only names.
 """
 
-from leokit.splits.counts import summarize_counts
+from leokit.splits.counts import classes_in_words, small_classes, small_remarks, summarize_counts
 from leokit.splits.covering import Coverage, coverage
 from leokit.splits.lists import SPLIT_NAMES
-from leokit.splits.resolving import BUILT_IN, SPLITS_FILE, Listing, Splits, read_listing, resolve
+from leokit.splits.resolving import BUILT_IN, SPLITS_FILE, Listing, Splits, division_remarks, read_listing, resolve
 from leokit.splits.seen import IMAGENET_1K, IMAGENET_21K, TRAINED_ON, UNKNOWN, WEB, classes_seen
 
 __all__ = [
@@ -23,9 +23,13 @@ __all__ = [
     "Coverage",
     "Listing",
     "Splits",
+    "classes_in_words",
     "classes_seen",
     "coverage",
+    "division_remarks",
     "read_listing",
     "resolve",
+    "small_classes",
+    "small_remarks",
     "summarize_counts",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from leokit.splits.resolving import Division, find_images, read_listing, resolve
+from leokit.splits.resolving import RANDOM, Division, find_images, read_listing, resolve
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def coverage(
     Raises:
         DataError: the list itself is wrong; a random division needs more classes than there are.
     """
-    if spec is not None and spec.startswith("random:"):
+    if spec is not None and spec.startswith(RANDOM):
         divided = resolve(spec, images, available, seed).images(available)
         return {split: Coverage(tuple(classes), (), _total(classes)) for split, classes in divided.items()}
     listing = read_listing(spec, images, division)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,6 +16,7 @@ from leokit.errors import DataError, UsageError
 from leokit.splits.lists import SPLIT_NAMES, ListedClass, ListedImage, read_class_list, read_image_lists
 
 SPLITS_FILE = "splits.csv"
+RANDOM = "random:"  # how a random division begins
 BUILT_IN = ("miniimagenet", "tieredimagenet")
 
 _IMAGES = {"miniimagenet": ("miniImageNet", 60_000), "tieredimagenet": ("tieredImageNet", 779_165)}
@@ -23,6 +24,10 @@ _LISTS = "a CSV file class_name,split, or a folder with train.csv, val.csv, test
 _BY_NAME = ", ".join(BUILT_IN)
 _RANDOM = "random:TRAIN/VAL/TEST"
 _WAYS_TO_SAY = f"a {SPLITS_FILE} (class_name,split) in the image tree, or --splits with {_BY_NAME}, {_RANDOM}, {_LISTS}"
+_WHY_VAL = (
+    "probabilities are calibrated for at most as many classes as val has, and `leokit predict` calls images unknown "
+    "only where val has more classes than the support set."
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def resolve(
         DataError: nothing there to divide by; a class or image that is not in the tree, or is named twice; an empty
             split; too few classes for a random division; a list with another header.
     """
-    if spec is not None and spec.startswith("random:"):
+    if spec is not None and spec.startswith(RANDOM):
         return replace(_random(spec, available, seed), note=_mixing_note(spec, division))
     listing = read_listing(spec, images, division)
     _check_present(listing, available)
@@ -183,10 +188,7 @@ def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Spl
     sizes = _random_sizes(spec)
     names = _bytewise(available)
     if sum(sizes) > len(names):
-        val = max(1, round(0.16 * len(names)))
-        test = max(1, round(0.2 * len(names)))
-        fitting = f"random:{len(names) - val - test}/{val}/{test}"
-        hint = f" Try {fitting}." if len(names) >= 3 else ""
+        hint = f" Try {suggested_division(len(names))}: {_WHY_VAL}" if len(names) >= 3 else ""
         raise DataError(f"splits = {spec!r} needs {sum(sizes)} classes, but the image tree has {len(names)}.{hint}")
     # Philox's raw output is fixed for good, unlike the order that a Generator's permutation gives.
     order = np.argsort(np.random.Philox(seed).random_raw(len(names)), kind="stable")
@@ -198,12 +200,39 @@ def _random(spec: str, available: Mapping[str, Sequence[str]], seed: int) -> Spl
     return Splits(classes, f"{spec} (seed {seed})")
 
 
+def suggested_division(classes: int) -> str:
+    """A random division of three classes or more, with as many for val as for test.
+
+    They get 18 % each, and 6 where these are a third at most: 5-way episodes with one class left to be unknown.
+
+    Example:
+        >>> suggested_division(100), suggested_division(20)
+        ('random:64/18/18', 'random:8/6/6')
+    """
+    each = max(1, round(0.18 * classes), min(6, classes // 3))
+    return f"random:{classes - 2 * each}/{each}/{each}"
+
+
+def division_remarks(source: str, classes: Mapping[str, Collection[str]]) -> list[str]:
+    """A sentence on a random division with fewer val than test classes.
+
+    Args:
+        source: of the division, see `Splits`.
+        classes: of each split.
+    """
+    val, test = (len(classes.get(split, ())) for split in ("val", "test"))
+    if not source.startswith(RANDOM) or val >= test:
+        return []
+    suggested = suggested_division(sum(map(len, classes.values())))
+    return [f"{source} has {val} val and {test} test classes, {suggested} as many of both: {_WHY_VAL}"]
+
+
 def _random_sizes(spec: str) -> list[int]:
-    parts = spec.removeprefix("random:").split("/")
+    parts = spec.removeprefix(RANDOM).split("/")
     if len(parts) != 3 or not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(
             f"splits = {spec!r}: a random division is random:TRAIN/VAL/TEST with three numbers of classes from 1, "
-            "as random:64/16/20."
+            f"as {suggested_division(100)}."
         )
     return [int(part) for part in parts]
 

@@ -24,7 +24,7 @@ from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, pla
 from leokit.images.decoding import decoder
 from leokit.images.scan import ImageTree
 from leokit.provenance import information
-from leokit.splits import Splits
+from leokit.splits import Splits, division_remarks, small_remarks
 from leokit.tables import read_table, write_table
 
 Progress = Callable[[int, int, str], None]
@@ -394,7 +394,11 @@ def _messages(tree: ImageTree, splits: Splits) -> list[str]:
         messages.append(f"Classes in no split, left out: {len(unused)} ({_a_few(unused)}).")
     if splits.note:
         messages.append(splits.note)
-    return messages
+    counts = {
+        split: {name: len(images) for name, images in classes.items()}
+        for split, classes in splits.images(tree.classes).items()
+    }
+    return [*messages, *division_remarks(splits.source, splits.classes), *small_remarks(counts)]
 
 
 def _identity(config: ExtractConfig, planned: Plan, backbone: Backbone) -> dict[str, Any]:

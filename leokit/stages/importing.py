@@ -14,7 +14,7 @@ from leokit.config import ImportConfig
 from leokit.errors import DataError, UsageError
 from leokit.features import FeatureStore, Source, find_source, write_store
 from leokit.features.labelled import repeated
-from leokit.splits import BUILT_IN, SPLIT_NAMES, UNKNOWN, read_listing, resolve
+from leokit.splits import BUILT_IN, SPLIT_NAMES, UNKNOWN, division_remarks, read_listing, resolve, small_remarks
 
 Progress = Callable[[int, int, str], None]
 
@@ -212,7 +212,8 @@ def run(
     """
     say = on_message or (lambda message: None)
     imported = read(config, on_progress=on_progress)
-    for note in imported.notes:
+    divided_by = division_remarks(imported.split_source, imported.counts)
+    for note in (*imported.notes, *divided_by, *small_remarks(imported.counts)):
         say(note)
     folder = default_out(config)
     done = (folder / manifest.MANIFEST).exists() and not config.overwrite

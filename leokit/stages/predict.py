@@ -19,6 +19,7 @@ from leokit.engine.embedding import embed_images
 from leokit.engine.fitting import answer, probabilities
 from leokit.engine.models import BLOCK
 from leokit.engine.predictives import Answers, scores
+from leokit.evaluations import spare_in_words
 from leokit.images.queries import STDIN, find_images, in_blocks
 from leokit.images.scan import left_alone
 
@@ -160,6 +161,7 @@ def _sentences(
         yield (
             f"unknown: on meta-val this rule calls {100 * unknown:g} % of images of the given classes unknown, and "
             f"{100 * evidence.found_unknown(unknown):.0f} % of images of others."
+            f"{spare_in_words(' It rests', evidence.spare, 'meta-val')}"
         )
     elif config.unknown_rate:
         yield f"No image is called unknown: {kept_back.unknown}."

@@ -21,6 +21,7 @@ from leokit.devices import check_device, resolve_device
 from leokit.engine.members import CLASS_MEAN, LOGISTIC, baseline_member, run_member
 from leokit.engine.predictives import Episodes, Member, Predicted, can_mislabel, predict_episodes, scores
 from leokit.episodes import EpisodeSampler, FeatureMatrix, types_of
+from leokit.evaluations import spare_in_words
 from leokit.features import FeatureStore
 from leokit.figures.uncertainty import draw_open_set, draw_reliability, draw_risk_coverage, draw_shots
 from leokit.provenance import information
@@ -200,6 +201,9 @@ def _remarks(study: _Study) -> Iterator[str]:
         yield f"{study.runs[0].config.variant} was trained without samples: the sampled predictive is left out."
     if not study.has_outside:
         yield f"All {study.ways} test classes are in every episode: there are no outside queries."
+    spare = len(study.store.classes("test")) - study.ways
+    if spare and (words := spare_in_words("Telling outside queries rests", spare, "test")):
+        yield words
 
 
 # Predictives
@@ -475,7 +479,7 @@ def _write_predictions(path: Path, study: _Study, episodes: Episodes, predicted:
                     "inside": np.full(rows.size, is_inside),
                     "label": labels,
                     "image": rows.ravel(),
-                    "probabilities": answers.probabilities.reshape(rows.size, -1).astype(np.float32),
+                    "probabilities": answers.probabilities.reshape(rows.size, study.ways).astype(np.float32),
                     "entropy": calibration.entropy(answers.probabilities).ravel().astype(np.float32),
                     "aleatoric_entropy": answers.aleatoric.ravel().astype(np.float32),
                 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from leokit import manifest
-from leokit.config import MetaTrainConfig, VerifyConfig, build, read_toml
+from leokit.config import MetaTrainConfig, VerifyConfig, read_toml
 from leokit.errors import ArtifactError, LeokitError
 from leokit.features import FAILURES, store_faults
 from leokit.images.scan import escape
@@ -163,7 +163,7 @@ def _run_faults(folder: Path, found: Manifest, damaged: Collection[str], step: C
     """What is wrong with the contents of a run."""
     from leokit import runs  # torch, which checking features does without
 
-    config = build(MetaTrainConfig, found.config)
+    config = runs.config_of(found)
     if runs.WEIGHTS not in damaged:
         yield from _weights_faults(folder / runs.WEIGHTS, found.facts, config)
     yield from _training_faults(folder, found, damaged, "meta-train")
@@ -182,6 +182,8 @@ def _training_faults(folder: Path, found: Manifest, damaged: Collection[str], ta
         yield from (f"{runs.METRICS}: {fault}" for fault in _metrics_faults(folder / runs.METRICS))
     if runs.CONFIG in found.files and runs.CONFIG not in damaged:
         given = {key: value for key, value in found.config.items() if value is not None}
+        if given.pop(runs.CLASSES, None):
+            given[runs.SKIP] = True
         changes = manifest.differences(given, read_toml(folder / runs.CONFIG, table))
         if changes:
             yield f"{runs.CONFIG}: is not the configuration of the manifest ({'; '.join(changes)})"

@@ -99,7 +99,7 @@ TINY = {  # for each command the largest sizes
     "predict": {"--episodes": "20", "--workers": "0"},
     "fit": {"--episodes": "20", "--workers": "0"},
 }
-INSTEAD = {"random:64/16/20": "random:12/6/6", "rest600": "all"}
+INSTEAD = {"random:64/18/18": "random:12/6/6", "rest600": "all"}
 WIDTH = "160"  # of the terminal
 
 
@@ -484,7 +484,7 @@ def test_sizes_are_made_tiny():
     assert made_tiny(["demo", "glyphs"]) == ["demo", "glyphs", "--per-class", "8", "--size", "32"]
     assert made_tiny(["demo", "glyphs", "--size", "84", "--per-class", "3"])[2:] == ["--size", "32", "--per-class", "3"]
     assert "--steps" not in made_tiny(["meta-train", "--steps-from", "run"])
-    assert made_tiny(["import", "all.npz", "--splits", "random:64/16/20"])[3] == "random:12/6/6"
+    assert made_tiny(["import", "all.npz", "--splits", "random:64/18/18"])[3] == "random:12/6/6"
     assert made_tiny_code('run = meta_train("x", steps=1500)\n') == (
         'run = meta_train("x", steps=20, val_every=10, val_episodes=20)\n'
     )

@@ -144,7 +144,7 @@ def test_dataset_and_crop_choose_below_a_root(leokit, tmp_path):
 def test_the_published_classes_are_recognised(leokit, tmp_path, name):
     (tmp_path / "data").mkdir()
     for split, classes in read_listing(name).classes.items():
-        keys = [f"{row}-{wnid}-{wnid}_{row}.JPEG" for row, wnid in enumerate(classes)]
+        keys = [f"{row}-{wnid}-{wnid}_{row}.JPEG" for row, wnid in enumerate([*classes, *classes])]
         value = {"embeddings": np.ones((len(keys), 2), np.float32), "keys": keys}
         (tmp_path / "data" / f"{split}_embeddings.pkl").write_bytes(pickle.dumps(value, 2))
     done = leokit("import", "data")

@@ -292,7 +292,7 @@ def test_inspect_tells_counts_and_loads_nothing(work, leokit):
     for path in (work / FEATURES).glob("*.parquet"):
         path.unlink()
     done = leokit("inspect", FEATURES)
-    for words in ("leokit/features@1", "float32", "Images of a class"):
+    for words in ("leokit/features@1", "float32", "Classes and images of each split"):
         assert words in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["train", "4", "32", "8", "8", "8"] in rows

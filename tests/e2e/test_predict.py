@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from leokit import manifest
 from leokit.config import ExtractConfig, FitConfig, MetaTrainConfig, PredictConfig, build
 from leokit.engine import cache, studying
 from leokit.images.queries import find_images, in_blocks
@@ -195,6 +197,28 @@ def test_a_stranger_is_unknown_more_often(there, made, tmp_path):
     assert share["other"] > share["own"]
     off = json.loads(there("predict", "queries", *OF_RUN, *options[:2], "--unknown-rate", 0, "--json", *FEW).stdout)
     assert not any("unknown" in entry for entry in off["predictions"])
+
+
+@pytest.mark.parametrize(
+    ("own", "words"), [(4, "4 spare meta-val classes"), (3, "5 spare meta-val classes"), (2, None)]
+)
+def test_unknown_that_rests_on_few_classes_says_so(there, tmp_path, own, words):
+    """Meta-val has eight classes; what an episode of it does not have is all that can be unknown there."""
+    for number in range(own, 4):
+        shutil.rmtree(tmp_path / "support" / f"the test{number}")
+    there("fit", *OF_RUN, "--method", "class-mean", *FEW)
+    by_support = there("predict", "queries", *OF_RUN, "--method", "class-mean", *FEW).stderr
+    by_classifier = there("predict", "queries", "--classifier", f"{WORK}/classifier", "--workers", 0).stderr
+    for printed in (by_support, by_classifier):
+        assert "unknown: on meta-val" in printed
+        assert words in printed if words else "rests on" not in printed
+    folder = tmp_path / WORK / "classifier"
+    now = manifest.read(folder)
+    evidence = {key: value for key, value in now.facts["evidence"].items() if key != "spare"}  # as earlier versions
+    earlier = replace(now, facts={**now.facts, "evidence": evidence})
+    (folder / manifest.MANIFEST).write_bytes(manifest.to_bytes(earlier))
+    printed = there("predict", "queries", "--classifier", folder, "--workers", 0).stderr
+    assert "unknown: on meta-val" in printed and "rests on" not in printed
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from leokit import manifest
 from leokit.backbones import load_pretrained
 from leokit.backbones.loading import check_name
 from leokit.config import PretrainConfig
@@ -376,15 +377,19 @@ def test_a_vision_transformer_is_fitted_to_the_size_of_its_images(leokit, images
         assert load_pretrained(folder, image_size=size).dim == 192
 
 
-def test_the_next_command_can_be_pasted(leokit, images, tmp_path):
+@pytest.mark.parametrize(
+    "division",
+    [("--splits", "my images/splits.csv"), ("--splits", "random:6/5/5", "--seed", "3", "--class-level", "path")],
+    ids=["a list", "at random"],
+)
+def test_the_next_command_can_be_pasted(leokit, images, tmp_path, division):
     images.rename(tmp_path / "my images")
-    done = leokit(
-        "pretrain", "my images", *TRAIN[2:], "--epochs", 1, "--work", "here", "--splits", "my images/splits.csv"
-    )
+    done = leokit("pretrain", "my images", *TRAIN[2:], "--epochs", 1, "--work", "here", *division)
     words = shlex.split(done.stderr[done.stderr.index("Next: ") + 6 :])
     assert words[3:5] == ["--backbone-run", "here/backbone"]
     leokit(*words[1:])
-    assert (tmp_path / "here/features/manifest.json").exists()
+    trained_on = manifest.read(tmp_path / "here/backbone").facts["trained_on"]
+    assert list(manifest.read(tmp_path / "here/features").facts["counts"]["train"]) == trained_on
     assert "run `leokit pretrain` first" in leokit("extract", "my images", "--backbone-run", "none", code=4).stderr
 
 

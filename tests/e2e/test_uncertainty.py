@@ -10,9 +10,9 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from leokit import calibration
-from leokit.config import MetaTrainConfig, UncertaintyConfig, build
+from leokit.config import MetaTrainConfig, ReportConfig, UncertaintyConfig, build
 from leokit.features import FeatureStore
-from leokit.stages import meta_train, uncertainty
+from leokit.stages import meta_train, report, uncertainty
 from tests.e2e.conftest import make_store
 
 RUN, FEATURES = "leokit-work/runs/leo-5way-1shot", "leokit-work/features"
@@ -73,6 +73,67 @@ def rows_of(folder, predictive, *, inside=True):
     probabilities = np.array(table["probabilities"].to_pylist())
     rows["probabilities"] = probabilities / probabilities.sum(1, keepdims=True)  # stored as float32
     return rows.where((rows["predictive"] == predictive) & (rows["inside"] == inside))
+
+
+def test_the_report_shows_the_errors_and_the_calibration_errors_of_each_class(study, tmp_path):
+    """Each under its own name, the errors as the stored predictions have them."""
+    folder, summary = study
+    work = tmp_path / "work"
+    shutil.copytree(folder, work / "uncertainty" / "study")
+    page = report.run(ReportConfig(work=work, format="markdown")).text
+    lines = page.splitlines()
+    errors, calibration_errors = (
+        {cells[0]: cells[1:] for cells in _table_below(lines, words)}
+        for words in ("classified wrongly, in %", "Calibration error of the probability of a class with temperature")
+    )
+    names = list(summary["predictives"])
+    assert errors["class"] == calibration_errors["class"] == names
+    for place, name in enumerate(names):
+        rows = rows_of(folder, name)
+        wrong = rows["probabilities"].argmax(1) != rows["label"]
+        for class_name in set(rows["class_name"]):
+            share = wrong[rows["class_name"] == class_name].mean()
+            assert errors[class_name][place] == f"{100 * share:.1f}"
+            stored = summary["class_errors"][name][class_name]
+            assert calibration_errors[class_name][place] == f"{100 * stored:.1f}"
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9] + bytes(9), lambda data: b"", lambda data: None])
+def test_damaged_predictions_are_told_and_the_rest_is_shown(study, tmp_path, damage):
+    work = tmp_path / "work"
+    shutil.copytree(study[0], work / "uncertainty" / "study")
+    path = work / "uncertainty/study/predictions.parquet"
+    data = damage(path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+    made = report.run(ReportConfig(work=work, format="markdown"))
+    assert [trouble.name for trouble in made.troubles] == ["uncertainty/study"]
+    assert "Calibration and selective prediction" in made.text
+    assert "classified wrongly" not in made.text
+
+
+def _table_below(lines, words):
+    """The cells of the rows of a Markdown table, its head first, whose caption has these words."""
+    start = next(number for number, line in enumerate(lines) if words in line)
+    while not lines[start].startswith("|"):
+        start += 1
+    rows = []
+    while lines[start].startswith("|"):
+        rows.append([cell.strip() for cell in lines[start].strip("|").split("|")])
+        start += 1
+    return [rows[0], *rows[2:]]
+
+
+def test_outside_queries_of_few_classes_are_told(made, tmp_path):
+    said = []
+    options = {"episodes": 4, "calibration_episodes": 0, "samples": 2, "queries": 3, "curve_shots": "none"}
+    for ways in (3, 2, 7):
+        values = {"work": made / "leokit-work", "runs": (made / RUN,), "out": tmp_path / str(ways), "resamples": 100}
+        config = build(UncertaintyConfig, {**values, **options, "ways": ways})
+        said.append([])
+        uncertainty.run(config, on_message=said[-1].append)
+    assert "Telling outside queries rests on 4 spare test classes in an episode: others may differ." in said[0]
+    assert "Telling outside queries rests on 5 spare test classes in an episode: others may differ." in said[1]
+    assert not any("spare" in sentence for sentence in said[2])
 
 
 def test_the_summary_follows_from_the_rows(study):

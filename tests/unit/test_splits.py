@@ -5,7 +5,8 @@ from importlib.resources import files
 import pytest
 
 from leokit.errors import DataError, UsageError
-from leokit.splits import BUILT_IN, SPLIT_NAMES, classes_seen, resolve
+from leokit.splits import BUILT_IN, SPLIT_NAMES, classes_seen, division_remarks, resolve
+from leokit.splits.resolving import suggested_division
 
 CLASSES = [f"c{number:02}" for number in range(20)]
 TREE = {name: [f"{name}/{image}.jpg" for image in range(3)] for name in CLASSES}
@@ -69,7 +70,28 @@ def test_a_random_division_needs_three_numbers(tmp_path, spec):
 
 
 def test_too_few_classes_for_a_random_division(tmp_path):
-    wrong("random:10/5/6", tmp_path, "needs 21 classes, but the image tree has 20. Try random:13/3/4")
+    wrong("random:10/5/6", tmp_path, "needs 21 classes, but the image tree has 20. Try random:8/6/6: .* unknown")
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 11, 17, 18, 20, 34, 81, 100, 351, 1000])
+def test_the_suggested_division_fits_and_has_as_many_val_as_test_classes(tmp_path, count):
+    tree = {f"c{number:04}": ["x.jpg"] for number in range(count)}
+    spec = suggested_division(count)
+    splits = resolve(spec, tmp_path, tree, seed=0)
+    sizes = {split: len(names) for split, names in splits.classes.items()}
+    assert sum(sizes.values()) == count
+    assert sizes["val"] == sizes["test"] <= max(sizes["train"], 6)
+    assert sizes["val"] >= min(6, count // 3)  # 5-way episodes with a class left that can be unknown
+    assert division_remarks(splits.source, splits.classes) == []
+
+
+@pytest.mark.parametrize(("spec", "said"), [("random:10/4/6", True), ("random:12/1/2", True), ("random:8/6/6", False)])
+def test_a_random_division_with_few_val_classes_says_what_depends_on_them(tmp_path, spec, said):
+    splits = resolve(spec, tmp_path, TREE, seed=0)
+    remarks = division_remarks(splits.source, splits.classes)
+    assert len(remarks) == said
+    for remark in remarks:
+        assert "calibrated" in remark and "unknown" in remark and "random:" in remark
 
 
 @pytest.mark.parametrize(

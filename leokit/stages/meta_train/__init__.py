@@ -15,11 +15,11 @@ from leokit.engine.matrices import Matrices
 from leokit.engine.steps import Diverged
 from leokit.errors import UsageError
 from leokit.runs import Run, open_run
-from leokit.splits import classes_seen
+from leokit.splits import classes_in_words, classes_seen
 from leokit.stages.meta_train.folder import RunFolder, default_out
 from leokit.stages.meta_train.group import Group, Progress, Say
 from leokit.stages.meta_train.processes import in_processes, processes_at_a_time
-from leokit.stages.meta_train.sources import resolve
+from leokit.stages.meta_train.sources import resolve, skipped
 
 __all__ = ["default_out", "dry_run", "one_for_each_seed", "run", "run_seeds"]
 
@@ -110,6 +110,8 @@ def run_seeds(
             f"The backbone has seen {seen} of the {len(store.classes('val'))} val classes: accuracy on them, by which "
             "the best weights are selected, is too high.",
         )
+    if left_out := skipped(store):
+        say(f"Left out, having too few images: {classes_in_words(left_out)}.")
     exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
     with distributed.joined(place, steps=exchange) as job:
         group = Group(
@@ -187,6 +189,7 @@ def dry_run(config: MetaTrainConfig) -> dict[str, Any]:
         **{name: entry.id for name, entry in sources.inputs.items()},
         "meta_trained_on": ", ".join(training_splits(config)),
         "parameters": matrices + config.num_latents + store.dim,
+        **({"left_out": classes_in_words(skipped(store))} if skipped(store) else {}),
         "steps": steps,
         "episodes": steps * config.meta_batch,
     }

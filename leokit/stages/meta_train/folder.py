@@ -21,11 +21,13 @@ from leokit.engine.state import State, new_state, pack, unpack
 from leokit.figures.curves import curves_in_words, draw_curves
 from leokit.runs import (
     CENTRE,
+    CLASSES,
     CONFIG,
     CURVES,
     EVENTS,
     METRICS,
     SCHEMA,
+    SKIP,
     STATE,
     WEIGHTS,
     fitting_state,
@@ -54,20 +56,20 @@ class RunFolder:
     def __init__(self, config: MetaTrainConfig) -> None:
         self.config = config
         self.path = default_out(config)
-        self._identity = identity(config)
         self.log = ExitStack()
 
     def begin(self, sources: Sources) -> bool:
         """Make the folder ready, which is locked; whether all is done already."""
         config, folder = self.config, self.path
-        goes_on = _goes_on(folder, resume=config.resume)
+        goes_on, identified = _goes_on(folder, resume=config.resume), _identified(config, sources)
         if manifest.begin(
-            folder, SCHEMA, self._identity, sources.inputs, overwrite=config.overwrite, reopen=goes_on, keep=True
+            folder, SCHEMA, identified, sources.inputs, overwrite=config.overwrite, reopen=goes_on, keep=True
         ):
             return True
         if not config.resume:
             _forget(folder)
-        (folder / CONFIG).write_text(to_toml(self._identity), encoding="utf-8")
+        values = identity(config) | ({SKIP: True} if sources.classes else {})
+        (folder / CONFIG).write_text(to_toml(values), encoding="utf-8")
         return False
 
     def start(self, dim: int, device: torch.device, ranks: Ranks) -> State:
@@ -98,7 +100,7 @@ class RunFolder:
     def course(self, state: State, ranks: Ranks, finished: Callable[[], None]) -> training.Course:
         """The run on its way; rank 0 alone writes."""
         if not ranks.first:
-            return training.Course(self.config, state, keep=lambda _: None, report=lambda _: None)
+            return training.Course(self.config, state, lambda _: None, lambda _: None, finished)
         report = self.log.enter_context(_log(self.config, self.path))
         return training.Course(
             self.config,
@@ -108,7 +110,15 @@ class RunFolder:
             finished=finished,
         )
 
-    def finish(self, state: State, sources: Sources, centre: Tensor | None, info: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        state: State,
+        sources: Sources,
+        *,
+        gain: training.Gain | None,
+        centre: Tensor | None,
+        info: Mapping[str, Any],
+    ) -> None:
         """Write the weights and the manifest."""
         self.log.close()
         centred = {CENTRE: centre} if centre is not None and state.best_is_centred else {}
@@ -116,13 +126,18 @@ class RunFolder:
         manifest.finish(
             self.path,
             SCHEMA,
-            self._identity,
+            _identified(self.config, sources),
             sources.inputs,
             results=[WEIGHTS],
             extras=[CONFIG, METRICS, STATE, CURVES, *_events(self.path)],
-            facts=_facts(self.config, sources.facts, state),
+            facts=_facts(self.config, sources.facts, state, gain),
             info=info,
         )
+
+
+def _identified(config: MetaTrainConfig, sources: Sources) -> dict[str, Any]:
+    """The configuration that the run's id is made from, with the classes that are used where small ones are not."""
+    return identity(config) | ({CLASSES: sources.classes} if sources.classes else {})
 
 
 def _goes_on(folder: Path, *, resume: bool) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
@@ -182,7 +197,7 @@ def _events(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in event_files(folder / EVENTS)]
 
 
-def _facts(config: MetaTrainConfig, source: dict[str, Any], state: State) -> dict[str, Any]:
+def _facts(config: MetaTrainConfig, source: dict[str, Any], state: State, gain: training.Gain | None) -> dict[str, Any]:
     """What later stages check; a run that was trained on val has no accuracy on it, its best step is its last."""
     measured = not config.train_on_val
     facts = {
@@ -194,5 +209,10 @@ def _facts(config: MetaTrainConfig, source: dict[str, Any], state: State) -> dic
         "centred": config.centring and state.best_is_centred,
         "val_accuracy": state.best_accuracy if measured else None,
         "val_half_width": state.best_half_width if measured else None,
+        "class_mean_method": gain and gain.method,
+        "class_mean_accuracy": gain and gain.class_means.mean,
+        "class_mean_half_width": gain and gain.class_means.half_width,
+        "gain": gain and gain.gain.mean,
+        "gain_half_width": gain and gain.gain.half_width,
     }
     return facts | {"figures": {CURVES: curves_in_words(identity(config), facts)}}

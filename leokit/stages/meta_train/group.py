@@ -125,11 +125,15 @@ class Group:
             self.say("Stopping after this step or validation; once more stops at once, at the last kept state.")
 
     def _finish(self, seed: RunFolder, state: State, first: int, together: Sequence[RunFolder]) -> None:
+        held = self.matrices
+        gain = training.measure_gain(seed.config, state, held.validation, held.uncentred, self.ranks)
+        if not self.ranks.first:
+            return
         batched = {"seeds_batched": [each.config.seed for each in together]} if len(together) > 1 else {}
         info = information(
             started=self.started, device=self.device, steps_taken=state.step - first, ranks=self.ranks.size, **batched
         )
-        seed.finish(state, self.sources, self.matrices.centre, info)
+        seed.finish(state, self.sources, gain=gain, centre=held.centre, info=info)
 
 
 def stopped_at(runs: Sequence[RunFolder], of: int) -> Interrupted:

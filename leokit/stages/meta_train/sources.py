@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leokit import manifest
-from leokit.checks import check_meta_train
+from leokit.checks import check_meta_train, require_training
 from leokit.config import MetaTrainConfig, training_splits
 from leokit.features import FeatureStore
 from leokit.runs import open_run
@@ -17,19 +17,22 @@ class Sources:
     Attributes:
         inputs: by name.
         facts: of the features, which later stages check.
+        classes: of train and val that are used, where small ones are left out; else nothing.
     """
 
     inputs: dict[str, manifest.Input]
     facts: dict[str, Any]
+    classes: dict[str, list[str]]
 
 
 def open_features(config: MetaTrainConfig) -> FeatureStore:
-    """The features to train on.
+    """The features to train on, without small classes where these are skipped.
 
     Raises:
         ArtifactError: no features, or damaged ones.
     """
-    return FeatureStore.open(config.features or config.work / "features")
+    store = FeatureStore.open(config.features or config.work / "features")
+    return store.without(require_training(config, store.facts["counts"]))
 
 
 def resolve(config: MetaTrainConfig) -> tuple[MetaTrainConfig, FeatureStore, Sources]:
@@ -45,15 +48,25 @@ def resolve(config: MetaTrainConfig) -> tuple[MetaTrainConfig, FeatureStore, Sou
     inputs = {"features": store.input}
     if config.steps_from is not None:
         inputs["steps_from"] = open_run(config.steps_from).input
-    return resolved, store, Sources(inputs, _facts(config, store))
+    return resolved, store, _sources(config, store, inputs)
 
 
-def _facts(config: MetaTrainConfig, store: FeatureStore) -> dict[str, Any]:
+def skipped(store: FeatureStore) -> dict[str, dict[str, int]]:
+    """The classes of train and val that are left out as too small, with their images."""
+    found = {}
+    for split in ("train", "val"):
+        used = set(store.classes(split)) if split in store.splits else set()
+        found[split] = {name: count for name, count in store.facts["counts"].get(split, {}).items() if name not in used}
+    return {split: classes for split, classes in found.items() if classes}
+
+
+def _sources(config: MetaTrainConfig, store: FeatureStore, inputs: dict[str, manifest.Input]) -> Sources:
     """What a run says of its features."""
-    return {
+    facts = {
         "dim": store.dim,
         "backbone": store.facts["backbone"],
         "trained_on": store.facts["trained_on"],
         "classes": {split: len(store.classes(split)) for split in ("train", "val")},
         "meta_trained_on": list(training_splits(config)),
     }
+    return Sources(inputs, facts, {split: store.classes(split) for split in ("train", "val")} if skipped(store) else {})
