@@ -17,6 +17,7 @@ from leokit.episodes import FeatureMatrix, all_as_support, types_of
 from leokit.errors import DataError, UsageError
 from leokit.features import FeatureTable
 from leokit.runs import Run
+from leokit.text import method_name
 
 LEO = "leo"  # a run's own variant, whichever it is
 METHODS = (LEO, CLASS_MEAN, LOGISTIC)
@@ -120,5 +121,6 @@ def check_method(run: Run, method: str, samples: int) -> None:
         raise UsageError(f"--samples {samples} with --method {method}: only leo has samples; give --method leo.")
     if samples and not learner_of(run).has_posterior:
         raise UsageError(
-            f"--samples {samples}: {run.folder} is a {run.config.variant} run, trained without samples; leave it out."
+            f"--samples {samples}: {run.folder} is a run of {method_name(run.config.variant)}, trained without "
+            "samples; leave it out."
         )

@@ -16,6 +16,7 @@ from leokit.report.words import (
     records,
     texts,
 )
+from leokit.text import method_name
 
 # The measures: words, decimals, scale and which way is better.
 _MEASURES = {
@@ -48,7 +49,7 @@ def _title(artifact: Artifact, summary: dict[str, Any]) -> str:
     if "variant" not in run:
         return artifact.name
     seed = f", seed {run['seed']}" if "seed" in run else ""
-    return f"{run['variant']}, {summary.get('ways')}-way {summary.get('shots')}-shot{seed}"
+    return f"{method_name(str(run['variant']))}, {summary.get('ways')}-way {summary.get('shots')}-shot{seed}"
 
 
 def _blocks(found: Collection, artifact: Artifact, summary: dict[str, Any]) -> list[Block]:
