@@ -437,7 +437,9 @@ class MetaTrainConfig:
         Resolved(),
         Doc("Published hyper-parameters, or own-images, ours (default: the miniImageNet preset nearest to the shots)."),
     ] = None
-    variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours).")] = "leo"
+    variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours: own-images).")] = (
+        "leo"
+    )
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
     shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
     queries: Annotated[int, Ge(1), Doc("Query images of each class in training.")] = 15
@@ -1123,7 +1125,7 @@ def build(kind: type[StageConfig], values: Mapping[str, Any]) -> StageConfig:
     known = [entry.name for entry in fields(kind)]
     for key in values:
         if key not in known:
-            raise UsageError(f"Unknown key {key!r}: {kind.__name__} has {', '.join(known)}.")
+            raise UsageError(f"Unknown key {key!r}: the keys here are {', '.join(known)}.")
     strict = ConfigDict(extra="forbid", allow_inf_nan=False)
     with_config(strict)(kind)
     try:

@@ -47,7 +47,7 @@ def command(config: ExtractConfig, output: Output) -> None:
     published = any(name in facts["split_source"] for name in ("miniimagenet", "tieredimagenet"))
     output.next_command(f"leokit meta-train --preset own-images --shots 1{where}")
     if published:
-        output.note(f"Or LEO exactly as published: leokit meta-train --shots 1{where}")
+        output.note(f"Or LEO with the published hyper-parameters: leokit meta-train --shots 1{where}")
 
 
 def _seen(facts: Mapping[str, Any]) -> list[str]:

@@ -186,12 +186,13 @@ class TableData:
             words = [*column.split(), *(cells if self._is_number(index) else " ".join(cells).split())]
             widths.append(max(map(cell_len, [*column.split("\n"), *cells]), default=0))
             least.append(max(map(cell_len, words), default=0))
-        for _ in range(sum(widths) + 3 * len(widths) + 1 - room):
-            spare = [width - fewest for width, fewest in zip(widths, least, strict=True)]
-            if not any(spare):
+        fits = sum(least) + 3 * len(least) < room
+        narrowed = range(len(widths) if fits else len(widths) - 1)  # the last cell can be put below
+        while sum(widths[index] + 3 for index in narrowed) >= room:
+            spare = [index for index in narrowed if widths[index] > least[index]]
+            if not spare:
                 break
-            widest = max(range(len(widths)), key=lambda index: (spare[index] > 0, widths[index]))
-            widths[widest] -= 1
+            widths[max(spare, key=widths.__getitem__)] -= 1
         return widths
 
 
