@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _HASH, _SHORT_ID = re.compile("[0-9a-f]{64}"), 12
 _STATES = {
     "there": "still there",
-    "changed": "no longer there: the folder holds something else now",
-    "missing": "nothing is there now",
-    "files": "there; not compared, as it is no artifact",
+    "changed": "replaced by another",
+    "missing": "gone",
+    "files": "there, not compared",
     None: "",
 }
 

@@ -30,7 +30,7 @@ MANY = [["deterministic", *["10.2 (7.5–13.8)"] * 3, "0.597", "anchored-5way-1s
     [
         (["method", "accuracy", "run - method", "episodes/s", "about"], EVAL),
         (["predictive", "a", "b", "c", "Brier", "run"], MANY),
-        (["", "id", "now", "path"], [["run", "0f6838c7d398", "there; not compared, as it is no artifact", PATH]]),
+        (["", "id", "now", "path"], [["run", "0f6838c7d398", "there, not compared, as it is none of ours", PATH]]),
         (["", ""], [["episodes_per_second.centred-class-mean", PATH]]),
         (["", ""], [["command", f"leokit eval {PATH} --methods class-mean,centred-class-mean,ridge,logistic"]]),
         (["類別", "数"], [["漢字" * 20, "1"], ["字", "2"]]),
