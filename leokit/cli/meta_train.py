@@ -58,14 +58,14 @@ def command(config: MetaTrainConfig, output: Output) -> None:
 
 def _show_seeds(config: MetaTrainConfig, runs: "Sequence[Run]", output: Output) -> None:
     """Print the runs of several seeds as one table, and how to test them together."""
-    columns = ["seed", "steps", "best step", "meta-val accuracy, %", "run"]
+    columns = ["seed", "id", "steps", "best step", "meta-val accuracy, %", "run"]
     rows = []
     for run in runs:
         facts = run.facts
         selected = ["", ""]
         if facts["val_accuracy"] is not None:
             selected = [str(facts["best_step"]), percent(facts["val_accuracy"], facts["val_half_width"])]
-        rows.append([str(run.config.seed), str(facts["steps"]), *selected, str(run.folder)])
+        rows.append([str(run.config.seed), run.id[:12], str(facts["steps"]), *selected, str(run.folder)])
     title = f"{method_name(config.variant)}, {config.ways}-way {config.shots}-shot, {_features(runs[0].facts)}"
     sentences = [] if config.train_on_val else ["Each run's best weights were chosen on these meta-val episodes."]
     data = {"runs": [{"out": str(run.folder), "id": run.id, "seed": run.config.seed, **run.facts} for run in runs]}
