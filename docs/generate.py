@@ -25,10 +25,10 @@ from leokit.cli import app
 from leokit.config import COMMANDS, PRESETS, FieldInfo, StageConfig, describe
 
 REFERENCE = Path(__file__).parent / "reference"
-COMMON = ("config", "print_config", "dry_run", "json")  # what every command takes beside its configuration
+COMMON = ("config", "print_config", "dry_run", "json", "quiet", "verbose", "no_progress")  # what every command takes
 WRITTEN = "<!-- Written by docs/generate.py: change the code and run it, not this page. -->"
 CLI_INTRO = """
-`leokit [--version] [--quiet|--verbose] [--no-progress] COMMAND …`. What each option is called in a config file, its
+`leokit [--version] COMMAND … [--quiet|--verbose] [--no-progress]`. What each option is called in a config file, its
 limits, and whether it is part of an artifact's id: [configuration](configuration.md). What commands write:
 [artifacts](artifacts.md).
 

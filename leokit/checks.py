@@ -54,6 +54,7 @@ from leokit.images.support import read_support
 from leokit.runs import RecordedRun, check_same_backbone, check_ways, default_run, only_run, read_run, steps_of_best
 from leokit.space import Space
 from leokit.splits import Splits, classes_seen, resolve, small_classes
+from leokit.text import method_name
 
 REST = 600  # images of a class that the reference's protocol uses: K for support, the rest for queries
 MOST_IMAGES = 2**20 - 1  # of a class, in episodes
@@ -564,7 +565,8 @@ def check_method(run: RecordedRun, method: str, samples: int) -> None:
     """
     if samples and not has_posterior(run.config):
         raise UsageError(
-            f"--samples {samples}: {run.folder} is a {run.config.variant} run, trained without samples; leave it out."
+            f"--samples {samples}: {run.folder} is a run of {method_name(run.config.variant)}, trained without "
+            "samples; leave it out."
         )
     if samples and method not in (LEO, "auto"):
         raise UsageError(f"--samples {samples} with --method {method}: only leo has samples; give --method leo.")

@@ -13,11 +13,13 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, astuple, dataclass, fields
 from decimal import Decimal, InvalidOperation
 from importlib.resources import files
+from math import inf, isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import Doc
@@ -111,6 +113,7 @@ COMMANDS = (  # the tables that a config file may have
 
 Triple = tuple[float, float, float]
 Number = TypeVar("Number", int, float)
+_LIMITS = (Gt, Ge, Lt, Le)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,7 +440,9 @@ class MetaTrainConfig:
         Resolved(),
         Doc("Published hyper-parameters, or own-images, ours (default: the miniImageNet preset nearest to the shots)."),
     ] = None
-    variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours).")] = "leo"
+    variant: Annotated[Variant, Doc("The method: a row of the paper's Table 2, or anchored (ours: own-images).")] = (
+        "leo"
+    )
     ways: Annotated[int, Ge(2), Doc("Classes of an episode (N).")] = 5
     shots: Annotated[int, Ge(1), Doc("Support images of each class (K).")] = 1
     queries: Annotated[int, Ge(1), Doc("Query images of each class in training.")] = 15
@@ -1128,7 +1133,7 @@ def build(kind: type[StageConfig], values: Mapping[str, Any]) -> StageConfig:
     known = [entry.name for entry in fields(kind)]
     for key in values:
         if key not in known:
-            raise UsageError(f"Unknown key {key!r}: {kind.__name__} has {', '.join(known)}.")
+            raise UsageError(f"Unknown key {key!r}: the keys here are {', '.join(known)}.")
     if isinstance(values.get("backbone"), str):
         values = {**values, "backbone": without_hub(values["backbone"])}
     strict = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -1136,13 +1141,42 @@ def build(kind: type[StageConfig], values: Mapping[str, Any]) -> StageConfig:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else kind.__name__
-        raise UsageError(f"{name} = {first['input']!r}: {_sentence(first['msg'])}") from error
+        name = str(error.errors()[0]["loc"][0])
+        found = f"{name} = {values[name]!r}" if name in values else f"{name} is missing"
+        raise UsageError(f"{found}: it must be {_allowed(kind, name, values.get(name))}.") from error
 
 
-def _sentence(message: str) -> str:
-    return message[:1].lower() + message[1:] + "."
+def _allowed(kind: type, name: str, value: Any) -> str:
+    """What a field takes, in words; `value` is what it did not take."""
+    annotation, *markers = get_args(get_type_hints(kind, include_extras=True)[name])
+    options = [part for part in get_args(annotation) if part is not type(None)] if _is_union(annotation) else []
+    return " or ".join(_in_words(part, markers, value) for part in options or [annotation])
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, UnionType)
+
+
+def _in_words(annotation: Any, markers: list[Any], value: Any) -> str:
+    """A type in words, numbers with their limits."""
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(annotation)))}"
+    if get_origin(annotation) is tuple:
+        part, *others = get_args(annotation)
+        listed = "a list of" if Ellipsis in others else f"{1 + len(others)}"
+        return f"{listed} {'paths' if part is Path else 'numbers'}"
+    if annotation not in (int, float):
+        return {bool: "true or false", Path: "a path"}.get(annotation, "a text")
+    limits = {type(marker): astuple(marker)[0] for marker in markers if isinstance(marker, _LIMITS)}
+    if annotation is float:
+        finite = "a finite number" if isinstance(value, float) and not isfinite(value) else "a number"
+        words = {Gt: "above", Ge: "of at least", Lt: "below", Le: "of at most"}
+        return " ".join(
+            [finite, " and ".join(f"{words[limit]} {number:g}" for limit, number in limits.items())]
+        ).strip()
+    low = limits.get(Ge, limits.get(Gt, -inf) + 1)
+    high = limits.get(Le, limits.get(Lt, inf) - 1)
+    return f"a whole number from {low} to {high}" if high < inf else f"a whole number of {low} or more"
 
 
 def read_toml(path: Path, command: str) -> dict[str, Any]:

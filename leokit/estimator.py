@@ -18,6 +18,8 @@ from leokit.engine.fitting import METHODS, answer, centre_of, fit, support_matri
 from leokit.errors import UsageError
 from leokit.runs import Run, open_run
 
+_DTYPES = [np.float64, np.float32, np.float16]  # what is none of them, as a list, becomes the first
+
 
 class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """LEO's inner loop as a classifier: `fit` adapts a meta-trained run to labelled features.
@@ -67,37 +69,34 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.temperature = temperature
         self.device = device
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: None = None) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Adapt the run to a support set.
 
+        Images of a class weigh alike, and classes do: there are no sample weights. An image that is given several times
+        weighs more within its class.
+
         Args:
-            X: (n, D), features of the run's backbone.
+            X: (n, D), features of the run's backbone; also n lists of D numbers, as a column of a data frame.
             y: (n,), labels (strings, whole numbers or booleans) of at least two classes.
-            sample_weight: not supported: all images of a class weigh alike, and all classes do.
 
         Raises:
-            ValueError: sample weights, one class alone, a value that is not finite.
+            ValueError: one class alone, a value that is not finite.
             UsageError: a method or samples that the run does not have.
             DataError: features of another width than the run's.
         """
-        if sample_weight is not None:
-            raise ValueError(
-                "LEOClassifier takes no sample_weight: images of a class weigh alike, and classes do; leave it out, or "
-                "give an image several times to weigh it more within its class."
-            )
         if self.method not in METHODS:
             raise UsageError(f"method = {self.method!r}: it is one of {', '.join(METHODS)}.")
         if not isinstance(self.temperature, int | float | np.number) or not 0 < self.temperature < np.inf:
             raise UsageError(f"temperature = {self.temperature!r}: it must be a number above 0.")
         if not isinstance(self.samples, int | np.integer) or self.samples < 0:
             raise UsageError(f"samples = {self.samples!r}: it must be a whole number, 0 or more.")
-        rows, labels = validate_data(self, X, y, dtype=[np.float16, np.float32, np.float64])
+        rows, labels = validate_data(self, _as_matrix(X), y, dtype=_DTYPES)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message="The number of unique classes"
             )  # one image of each is a support set
             check_classification_targets(labels)
-        run = self.run if isinstance(self.run, Run) else open_run(Path(self.run))
+        run = self._open()
         check_method(run, self.method, self.samples)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         names = [str(label) for label in self.classes_]
@@ -123,15 +122,39 @@ class LEOClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         return self
 
+    def _open(self) -> Run:
+        return self.run if isinstance(self.run, Run) else open_run(Path(self.run))
+
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Probabilities (n, C), in the order of `classes_`, of features (n, D)."""
         check_is_fitted(self)
-        rows = validate_data(self, X, dtype=[np.float16, np.float32, np.float64], reset=False)
+        rows = validate_data(self, _as_matrix(X), dtype=_DTYPES, reset=False)
         given = answer(self._classifier, rows, resolve_device(self.device))
         return tempered(given.probabilities, self.temperature)
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Logarithms (n, C) of the probabilities of features (n, D); -inf where one is 0."""
+        with np.errstate(divide="ignore"):
+            found: NDArray[np.float64] = np.log(self.predict_proba(X))
+        return found
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Labels (n,) of features (n, D): those of the largest probability."""
         probabilities = self.predict_proba(X)  # first, as it says where there is no classifier yet
         labels: NDArray[Any] = self.classes_[probabilities.argmax(1)]
         return labels
+
+
+def _as_matrix(X: ArrayLike) -> Any:
+    """A column of rows, as the lists in a column of a data frame, as one array; all else as it is.
+
+    Raises:
+        ValueError: rows of different lengths.
+    """
+    column = np.asarray(X) if hasattr(X, "__array__") else np.empty(0)
+    if column.ndim != 1 or not len(column) or not isinstance(column[0], list | tuple | np.ndarray):
+        return X
+    rows = [np.asarray(row) for row in column]
+    if shapes := {row.shape for row in rows} - {rows[0].shape}:
+        raise ValueError(f"The rows of X have different shapes: {rows[0].shape} and {shapes.pop()}.")
+    return np.stack(rows)

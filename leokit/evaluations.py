@@ -12,6 +12,7 @@ from leokit import manifest
 from leokit.errors import ArtifactError
 from leokit.metrics import Interval, interval_over_seeds, mean_interval, paired_difference
 from leokit.tables import read_table
+from leokit.text import method_name
 
 SCHEMA = "leokit/eval@1"
 EPISODES = "episodes.parquet"
@@ -186,7 +187,8 @@ def method_in_words(run: Mapping[str, Any]) -> str:
         run: the entry `run` of an evaluation's summary, or the summary of a group.
     """
     splits = run["meta_trained_on"]
-    return str(run["variant"]) if splits == ["train"] else f"{run['variant']}, {'+'.join(splits)}"
+    name = method_name(str(run["variant"]))
+    return name if splits == ["train"] else f"{name}, {'+'.join(splits)}"
 
 
 def protocol_in_words(summary: Mapping[str, Any]) -> str:
@@ -224,7 +226,7 @@ def seen_sentence(trained_on: str | list[str], seen: int | None, total: int, spl
 def trained_in_words(summary: dict[str, Any]) -> str:
     """A warning where a run is tested on classes that it was trained on, else which further ones it had, else ''."""
     splits, tested = summary["run"]["meta_trained_on"], summary["split"]
-    name = summary["run"]["variant"]
+    name = method_name(summary["run"]["variant"])
     if tested in splits and summary["run"].get("on_its_own_features", True):
         return f"Warning: {name} was trained on the {tested} classes that it is tested on here: no few-shot result."
     return f"{name} was trained on {'+'.join(splits)}: no weights were selected on val." if len(splits) > 1 else ""

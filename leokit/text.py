@@ -48,6 +48,11 @@ def in_short(value: Any) -> str:
     return f"{value:.3g}".replace("e-0", "e-") if isinstance(value, float) else str(value).lower()
 
 
+def method_name(variant: str) -> str:
+    """What a variant is called wherever it is shown: `anchored`, which is ours, by the preset that trains it."""
+    return "own-images" if variant == "anchored" else variant
+
+
 def pasteable(path: Path) -> str:
     """A path as a word of a command line that can be pasted, and is never taken for an option."""
     text = str(path)

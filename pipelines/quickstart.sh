@@ -19,7 +19,7 @@ leokit demo "$IMAGES" --per-class "$PER_CLASS" --size "$SIZE"
 leokit extract "$IMAGES" --image-size "$SIZE"
 
 for shots in 1 5; do
-    # LEO exactly as published, and ours for a user's own images.
+    # LEO with the published hyper-parameters, and ours for a user's own images.
     leokit meta-train --shots "$shots" --steps "$STEPS" --val-every 250 --val-episodes 500
     leokit meta-train --preset own-images --shots "$shots" --steps "$STEPS" --val-every 250 --val-episodes 500
 done

@@ -30,7 +30,7 @@ from leokit.cli import (
     uncertainty,
     verify,
 )
-from leokit.cli.options import NO_VALUE, add_command
+from leokit.cli.options import COMMON, NO_VALUE, add_command
 from leokit.cli.render import Common, Output
 from leokit.config import (
     AnalyzeConfig,
@@ -88,16 +88,12 @@ def common(
             "--version", callback=_version, is_eager=True, metavar=NO_VALUE, help="Print the version and leave."
         ),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", metavar=NO_VALUE, help="Print results and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", metavar=NO_VALUE, help="Show the traceback of an error.")
-    ] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", metavar=NO_VALUE, help="Show no progress bar.")] = False,
+    quiet: Annotated[bool, COMMON["quiet"]] = False,
+    verbose: Annotated[bool, COMMON["verbose"]] = False,
+    no_progress: Annotated[bool, COMMON["no_progress"]] = False,
 ) -> None:
     """Options of every subcommand."""
-    context.obj = Common(quiet=quiet, verbose=verbose, progress=not (no_progress or quiet))
+    context.obj = Common(quiet=quiet, verbose=verbose, no_progress=no_progress)
 
 
 add_command(app, "demo", DemoConfig, demo.command, panel=_MAIN)

@@ -54,7 +54,7 @@ def command(config: ExtractConfig, output: Output) -> None:
     where = [*(["--features", pasteable(store.folder)] if config.out else []), *work_words(config)]
     suggest_training(store, "own-images", where, output)
     if any(name in facts["split_source"] for name in BUILT_IN):
-        output.note(f"Or LEO exactly as published: {' '.join(['leokit meta-train --shots 1', *where])}")
+        output.note(f"Or LEO with the published hyper-parameters: {' '.join(['leokit meta-train --shots 1', *where])}")
 
 
 def _seen(facts: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from leokit.cli.render import Output, TableData
 from leokit.config import FitConfig
-from leokit.text import pasteable
+from leokit.text import method_name, pasteable
 
 
 def command(config: FitConfig, output: Output) -> None:
@@ -27,7 +27,7 @@ def command(config: FitConfig, output: Output) -> None:
         ["id", fitted.id[:12]],
         ["classes", str(len(classifier.classes))],
         ["images of a class", of_class],
-        ["method", classifier.method],
+        ["method", method_name(classifier.variant) if classifier.method == "leo" else classifier.method],
         ["temperature", f"{classifier.temperature:.3g}"],
     ]
     data = {"out": str(fitted.folder), "id": fitted.id, **fitted.manifest.facts}

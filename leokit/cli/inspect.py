@@ -1,20 +1,24 @@
 """`leokit inspect`."""
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from leokit.cli.render import Output, TableData
 from leokit.config import InspectConfig
+from leokit.text import method_name
 
 if TYPE_CHECKING:
     from leokit.stages.inspect import Inspection
 
+_HASH, _SHORT_ID = re.compile("[0-9a-f]{64}"), 12
 _STATES = {
     "there": "still there",
-    "changed": "no longer there: the folder holds something else now",
-    "missing": "nothing is there now",
-    "files": "there; not an artifact, so it is not compared",
+    "changed": "replaced by another",
+    "missing": "gone",
+    "files": "there, not compared",
     None: "",
 }
 
@@ -42,45 +46,53 @@ def _tables(found: "Inspection", *, classes: bool) -> Iterator[TableData]:
     size = f"{found.files['number']} ({_size(found.files['bytes'])})"
     about = [["folder", str(found.folder)], ["state", "finished" if found.finished else "unfinished"]]
     about += [["id", found.id or "none yet"], ["files", size]]
-    about += _flat({key: value for key, value in found.info.items() if key != "command"})
     if "command" in found.info:
-        about.append(["command", " ".join(map(str, found.info["command"]))])
+        about.append(["command", shlex.join(map(str, found.info["command"]))])
     yield TableData(found.schema, ["", ""], about, numeric=False)
     if found.inputs:
         rows = [
-            [role, (entry["id"] or "")[:12], entry["path"] or "", _STATES[entry["state"]]]
+            [role, (entry["id"] or "")[:_SHORT_ID], _STATES[entry["state"]], entry["path"] or ""]
             for role, entry in found.inputs.items()
         ]
-        yield TableData("Made from", ["", "id", "path", "now"], rows, numeric=False)
-    if found.config:
-        yield TableData("Configuration", ["", ""], _flat(found.config), numeric=False)
-    if found.facts:
-        yield TableData("Facts", ["", ""], _flat(found.facts), numeric=False)
+        yield TableData("Made from", ["", "id", "now", "path"], rows, numeric=False)
+    made = _flat({key: value for key, value in found.info.items() if key != "command"})
+    configured, facts = _flat(found.config), _flat(found.facts)
+    told = [*configured, ("split_source", dict(configured).get("splits.source"))]
+    facts = [row for row in facts if row not in told and row[1] not in _told(found)]
+    for title, pairs in (("Configuration", configured), ("Facts", facts), ("When and where", made)):
+        if pairs:
+            yield TableData(title, ["", ""], [[key, _short(value)] for key, value in pairs], numeric=False)
     summary = found.summary()
     if summary:
         columns = list(next(iter(summary.values())))
         rows = [[split, *(f"{value:g}" for value in entry.values())] for split, entry in summary.items()]
         yield TableData("Classes and images of each split; min, median and max of a class", ["split", *columns], rows)
-    if summary and classes:
-        rows = [[name, split, str(count)] for split, of in found.counts.items() for name, count in of.items()]
-        yield TableData("Classes", ["class", "split", "images"], rows)
+    for split, of in found.counts.items() if classes else ():
+        rows = [[name, str(count)] for name, count in of.items()]
+        yield TableData(f"Classes of {split}", ["class", "images"], rows)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    """Nested values as rows of dotted keys."""
-    rows = []
+def _told(found: "Inspection") -> list[Any]:
+    """What is shown elsewhere: ids of what it was made from, and what the pictures show."""
+    return [*(entry["id"] for entry in found.inputs.values()), *found.facts.get("figures", {}).values()]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values as pairs of a dotted key and a value."""
+    pairs: list[tuple[str, Any]] = []
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append([f"{prefix}{key}", _short(value)])
-    return rows
+        if key == "variant" and method_name(value) != value:
+            value = f"{value} ({method_name(value)})"
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
         shown = ", ".join(map(str, value[:5]))
         return shown if len(value) <= 5 else f"{len(value)}: {shown}, …"
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return value[:_SHORT_ID]
     return "" if value is None else str(value)
 
 

@@ -7,7 +7,7 @@ from leokit import distributed
 from leokit.cli.next_steps import suggest_eval, work_words
 from leokit.cli.render import Output, TableData, percent
 from leokit.config import MetaTrainConfig, run_name
-from leokit.text import pasteable
+from leokit.text import method_name, pasteable
 
 if TYPE_CHECKING:
     from leokit.runs import Run
@@ -49,7 +49,7 @@ def command(config: MetaTrainConfig, output: Output) -> None:
         ["steps", f"{facts['steps']} ({info['steps_taken']} of them now, in {info['seconds']:.0f} s)"],
         *_selection(facts),
     ]
-    title = f"{config.variant}, {config.ways}-way {config.shots}-shot"
+    title = f"{method_name(config.variant)}, {config.ways}-way {config.shots}-shot"
     data = {"out": str(run.folder), "id": run.id, **facts}
     sentences = [*_ending(run.config.patience, facts), *_gains(runs)]
     output.result(data, [TableData(title, ["", ""], rows, numeric=False)], sentences)
@@ -60,15 +60,15 @@ def command(config: MetaTrainConfig, output: Output) -> None:
 
 def _show_seeds(config: MetaTrainConfig, runs: "Sequence[Run]", output: Output) -> None:
     """Print the runs of several seeds as one table, and how to test them together."""
-    columns = ["seed", "run", "id", "steps", "best step", "meta-val accuracy, %"]
+    columns = ["seed", "id", "steps", "best step", "meta-val accuracy, %", "run"]
     rows = []
     for run in runs:
         facts = run.facts
         selected = ["", ""]
         if facts["val_accuracy"] is not None:
             selected = [str(facts["best_step"]), percent(facts["val_accuracy"], facts["val_half_width"])]
-        rows.append([str(run.config.seed), str(run.folder), run.id[:12], str(facts["steps"]), *selected])
-    title = f"{config.variant}, {config.ways}-way {config.shots}-shot, {_features(runs[0].facts)}"
+        rows.append([str(run.config.seed), run.id[:12], str(facts["steps"]), *selected, str(run.folder)])
+    title = f"{method_name(config.variant)}, {config.ways}-way {config.shots}-shot, {_features(runs[0].facts)}"
     sentences = [] if config.train_on_val else ["Each run's best weights were chosen on these meta-val episodes."]
     sentences += _gains(runs)
     data = {"runs": [{"out": str(run.folder), "id": run.id, "seed": run.config.seed, **run.facts} for run in runs]}

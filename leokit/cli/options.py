@@ -42,6 +42,17 @@ _ARTIFACTS = {  # options that name folders of them
     "evals": "leokit/eval@1",
 }
 NO_VALUE = ""  # the placeholder in --help of an option that takes none
+COMMON: dict[str, Any] = {  # options that stand before the subcommand or after it
+    "quiet": typer.Option(
+        "--quiet", "-q", metavar=NO_VALUE, help="Print results and errors only.", rich_help_panel=_SHOWN
+    ),
+    "verbose": typer.Option(
+        "--verbose", "-v", metavar=NO_VALUE, help="Show the traceback of an error.", rich_help_panel=_SHOWN
+    ),
+    "no_progress": typer.Option(
+        "--no-progress", metavar=NO_VALUE, help="Show no progress bar.", rich_help_panel=_SHOWN
+    ),
+}
 
 
 def add_command(
@@ -65,8 +76,9 @@ def add_command(
     """
 
     def callback(context: typer.Context, **options: Any) -> None:
-        common = context.obj or Common()
         shown = {key: options.pop(key) for key in ("config", "print_config", "dry_run", "json")}
+        before = context.obj or Common()
+        common = Common(**{key: bool(options.pop(key)) or getattr(before, key) for key in COMMON})
         output = Output(common, json=bool(shown["json"]), dry_run=bool(shown["dry_run"]))
         given = {key: value for key, value in options.items() if value is not None}
         raise typer.Exit(_run(table or name, kind, body, given, shown, output))
@@ -243,6 +255,7 @@ def _shown_parameters() -> list[inspect.Parameter]:
                 "--json", help="Print the result as one JSON object.", metavar=NO_VALUE, rich_help_panel=_SHOWN
             ),
         ),
+        **{name: (bool, option) for name, option in COMMON.items()},
     }
     return [
         inspect.Parameter(

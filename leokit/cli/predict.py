@@ -15,8 +15,6 @@ from leokit.text import visible, visible_json
 if TYPE_CHECKING:
     from leokit.stages.predict import Prediction, Predictions
 
-_WIDEST = 30  # columns for a label
-
 
 def command(config: PredictConfig, output: Output) -> None:
     """Classify your own images by one or a few examples of each class.
@@ -83,7 +81,7 @@ class _Lines:
 
         self._output, self._length = output, cell_len
         names = [*map(visible, found.classifier.classes), "label"]
-        self._width = min(_WIDEST, max(map(cell_len, names)) + (2 if found.classifier.withheld.unknown is None else 0))
+        self._width = max(map(cell_len, names)) + (2 if found.classifier.withheld.unknown is None else 0)
         output.line(f"{self._label('label')}  probability  entropy  image")
 
     def _label(self, text: str) -> str:
@@ -146,7 +144,7 @@ def _check_csv(path: Path) -> None:
     if path.exists():
         raise ArtifactError(f"--csv {path} is there already: delete it, or choose another name.")
     if path.suffix.lower() != ".csv":
-        raise UsageError(f"--csv {path}: its name shall end in .csv.")
+        raise UsageError(f"--csv {path}: its name must end in .csv.")
 
 
 @contextmanager

@@ -24,18 +24,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Common:
-    """What the options before the subcommand say."""
+    """What the options say that stand before a subcommand or after it."""
 
     quiet: bool = False
     verbose: bool = False
-    progress: bool = True
+    no_progress: bool = False
 
 
 class Output:
     """Where a subcommand writes.
 
     Attributes:
-        common: the options before the subcommand.
+        common: the options of every subcommand.
         json: whether the result is one JSON object.
         dry_run: whether to say only what would be done.
     """
@@ -86,32 +86,18 @@ class Output:
         if self.json:
             print(visible_json(data))
             return
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
         console = self._console(stderr=False)
         for table in tables:
-            drawn = Table(
-                title=visible(table.title),
-                box=box.SIMPLE_HEAD,
-                show_header=any(table.columns),
-                title_justify="left",
-                title_style="bold",
-            )
-            for index, column in enumerate(table.columns):
-                numeric = table.numeric and index and all(row[index][:1] in _NUMBER for row in table.rows)
-                drawn.add_column(visible(column, "\n"), justify="right" if numeric else "left", overflow="fold")
-            for row in table.rows:
-                drawn.add_row(*(Text(visible(cell)) for cell in row))
-            console.print(drawn)
+            for line, style in table.lines(console.width):
+                console.print(line, style=style, soft_wrap=True)
         for sentence in sentences:
-            console.print(visible(sentence))
+            for line in wrapped(visible(sentence), console.width):
+                console.print(line, soft_wrap=True)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
         """A progress bar, or now and then a line where stderr is no terminal; the yielded function moves it."""
-        if not self.common.progress:
+        if self.common.no_progress or self.common.quiet:
             yield _nothing
         elif sys.stderr.isatty():
             with self._bar(what) as move:
@@ -144,15 +130,89 @@ class Output:
 
 
 class TableData:
-    """A table to print: a title, column names and rows of text; if numeric, columns of numbers are flush right."""
+    """A table to print: a title, column names and rows of text; if numeric, columns of numbers are flush right.
+
+    Columns get narrower until the table fits the terminal, but no word, path or number is broken: where a line is
+    still too long, its last cell is put below.
+    """
 
     def __init__(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = True
     ) -> None:
         self.title = title
-        self.columns = columns
-        self.rows = rows
+        self.columns = [visible(column, "\n") for column in columns]
+        self.rows = [[visible(cell) for cell in row] for row in rows]
         self.numeric = numeric
+
+    def lines(self, room: int) -> Iterator[tuple[str, str]]:
+        """The table as lines of a terminal of `room` columns, each with its style."""
+        widths = self._widths(room)
+        yield from ((line, "bold") for line in wrapped(visible(self.title), room))
+        yield "", ""
+        if any(self.columns):
+            yield from ((line, "bold") for line in self._row(self.columns, widths, room, last=True))
+            yield f" {'─' * min(sum(widths) + 3 * len(widths) - 1, room - 1)}", ""
+        for row in self.rows:
+            yield from ((line, "") for line in self._row(row, widths, room))
+        yield "", ""
+
+    def _row(self, cells: Sequence[str], widths: Sequence[int], room: int, *, last: bool = False) -> Iterator[str]:
+        """A row as lines: of a cell that needs fewer of them these are the first ones, or the last."""
+        from rich.cells import cell_len
+
+        columns = [wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+        for number in range(height := max(map(len, columns))):
+            line, text = "", ""
+            for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
+                place = number - (height - len(column)) * last
+                text = column[place] if 0 <= place < len(column) else ""
+                space = " " * (width - cell_len(text))
+                line += "  " + (space + text if self._is_number(index) else text + space) + " "
+            if cell_len(line := line.rstrip()) > room and line != f"  {text}":
+                yield line.removesuffix(text).rstrip()
+                line = f"      {text}"
+            yield line
+
+    def _is_number(self, index: int) -> bool:
+        return bool(self.numeric and index) and all(row[index][:1] in _NUMBER for row in self.rows)
+
+    def _widths(self, room: int) -> list[int]:
+        """Of the columns: as wide as their texts are, or narrower where words can go to a further line."""
+        from rich.cells import cell_len
+
+        widths, least = [], []
+        for index, column in enumerate(self.columns):
+            cells = [row[index] for row in self.rows]
+            words = [*column.split(), *(cells if self._is_number(index) else " ".join(cells).split())]
+            widths.append(max(map(cell_len, [*column.split("\n"), *cells]), default=0))
+            least.append(max(map(cell_len, words), default=0))
+        fits = sum(least) + 3 * len(least) < room
+        narrowed = range(len(widths) if fits else len(widths) - 1)  # the last cell can be put below
+        while sum(widths[index] + 3 for index in narrowed) >= room:
+            spare = [index for index in narrowed if widths[index] > least[index]]
+            if not spare:
+                break
+            widths[max(spare, key=widths.__getitem__)] -= 1
+        return widths
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text as lines of at most `width` columns; a word that is longer is a line of its own, whole."""
+    from rich.cells import cell_len
+
+    lines = []
+    for paragraph in text.split("\n"):
+        if cell_len(paragraph) <= width:
+            lines.append(paragraph)
+            continue
+        lines.append("")
+        for word in paragraph.split(" "):
+            longer = f"{lines[-1]} {word}" if lines[-1] else word
+            if lines[-1] and cell_len(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return lines
 
 
 def _nothing(done: int, total: int, text: str = "") -> None:

@@ -43,7 +43,7 @@ def _tables(summary: dict[str, Any]) -> Iterator[TableData]:
     setting = f"{summary['ways']}-way {summary['shots']}-shot, {summary['episodes']} episodes of meta-test"
     rows = []
     for name, entry in summary["predictives"].items():
-        for key, label in (("raw", name), ("tempered", f"at T = {entry['temperature'] or 0:.3g}")):
+        for key, label in (("raw", name), ("tempered", f"at T = {entry['temperature'] or 0:.2f}")):
             if entry[key]:
                 rows.append([label if key == "raw" else f"  {label}", *_row(entry[key])])
     columns = ["predictive", "accuracy %", "log-lik. loss", "cal. error %", "Brier", "AURC"]
@@ -102,9 +102,9 @@ def _interval(estimate: dict[str, float], scale: float, digits: int) -> str:
 
 
 def _range(estimate: dict[str, float], scale: float, digits: int) -> str:
-    """Such as `1.6 (1.2 to 2.0)`, of what is no mean and has no symmetric interval."""
+    """Such as `1.6 (1.2–2.0)`, of what is no mean and has no symmetric interval."""
     low, high = (f"{scale * estimate[key]:.{digits}f}" for key in ("low", "high"))
-    return f"{scale * estimate['value']:.{digits}f} ({low} to {high})"
+    return f"{scale * estimate['value']:.{digits}f} ({low}–{high})"
 
 
 def _sentences(summary: dict[str, Any]) -> Iterator[str]:

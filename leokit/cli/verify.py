@@ -21,15 +21,15 @@ def command(config: VerifyConfig, output: Output) -> None:
         verdicts = verify.run(config, on_progress=progress)
     rows = [
         [
-            str(verdict.folder),
+            f"{len(verdict.faults)} wrong" if verdict.faults else "right",
             verdict.schema or "?",
             (verdict.id or "")[:12],
             str(verdict.files),
-            f"{len(verdict.faults)} wrong" if verdict.faults else "right",
+            str(verdict.folder),
         ]
         for verdict in verdicts
     ]
-    table = TableData("Verified", ["artifact", "kind", "id", "files", "is"], rows, numeric=False)
+    table = TableData("Verified", ["is", "kind", "id", "files", "artifact"], rows, numeric=False)
     artifacts = [asdict(verdict) | {"folder": str(verdict.folder), "ok": not verdict.faults} for verdict in verdicts]
     output.result({"artifacts": artifacts}, [table])
     if not output.json:  # as they are: a line each, however narrow the terminal

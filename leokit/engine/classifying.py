@@ -31,6 +31,7 @@ from leokit.images.preprocess import UnreadableImage, read_file
 from leokit.images.scan import ImageTree
 from leokit.images.support import empty_folders
 from leokit.runs import Run, open_run
+from leokit.text import method_name
 
 Progress = Callable[[int, int, str], None]
 Tell = Callable[[str], None]
@@ -279,7 +280,7 @@ def _choose(
 ) -> _Choice:
     """Look at meta-val, and for `auto` take what was best there."""
     named = config.method if config.method != "auto" else LEO
-    own = f"{named}, as asked" if config.method != "auto" else f"{LEO}, the run's own method ({run.config.variant})"
+    own = f"{_name(named, run)}, {'as asked' if config.method != 'auto' else 'the method of the run'}"
     if found is None:
         reason = "the features that the run was trained on are not here"
         compared = f"; no methods were compared: {reason} (name them by --features)" if config.method == "auto" else ""
@@ -318,16 +319,20 @@ def _no_val() -> Withheld:
     return Withheld(*repeat("the features that the run was trained on have no meta-val classes", 3))
 
 
+def _name(method: str, run: Run) -> str:
+    """What a method is called: the run's own by its variant."""
+    return method_name(run.config.variant) if method == LEO else method
+
+
 def _chosen_in_words(run: Run, looked: Study, best: str, setting: str) -> str:
     """Which method was chosen, and by how much it was better than each other one."""
-    names = {LEO: f"leo ({run.config.variant})"}
     parts = []
     for other in sorted(looked.evidence, key=lambda name: -looked.evidence[name].accuracy):
         if other != best:
             gap = looked.difference(best, other)
-            parts.append(f"{names.get(other, other)} by {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}")
+            parts.append(f"{_name(other, run)} by {100 * gap.mean:.2f} ± {100 * gap.half_width:.2f}")
     evidence = looked.evidence[best]
     return (
-        f"Method: {names.get(best, best)}, the best on meta-val at {setting} with {100 * evidence.accuracy:.2f} ± "
+        f"Method: {_name(best, run)}, the best on meta-val at {setting} with {100 * evidence.accuracy:.2f} ± "
         f"{100 * evidence.half_width:.2f} % over {evidence.episodes} episodes; ahead of {' and of '.join(parts)}."
     )

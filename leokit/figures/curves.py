@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leokit.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, band, guessing, legend, plot, written_figure
+from leokit.text import method_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,8 +59,9 @@ def curves_in_words(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         facts: of the run, when it ended.
     """
     about = (
-        f"Learning curves of {config['variant']}, {config['ways']}-way {config['shots']}-shot, seed {config['seed']}, "
-        f"over {facts['steps']:,} meta-training steps: losses, accuracies, and what is learned beside the matrices."
+        f"Learning curves of {method_name(config['variant'])}, {config['ways']}-way {config['shots']}-shot, seed "
+        f"{config['seed']}, over {facts['steps']:,} meta-training steps: losses, accuracies, and what is learned "
+        "beside the matrices."
     )
     if facts["val_accuracy"] is None:
         return f"{about} It was trained on {' and '.join(facts['meta_trained_on'])}, so no step was selected on val."
@@ -85,16 +87,15 @@ def _small_panels(trained: Lines) -> list[tuple[str, str]]:
 def _draw_losses(axes: "Axes", trained: Lines, ways: int) -> None:
     axes.set_title("loss on meta-train")
     axes.set_ylabel("loss (nats)")
-    guessing(axes, log(ways))
     plot(axes, trained, "loss", BLUE, "objective: queries and penalties")
     plot(axes, trained, "query_loss", ORANGE, "queries", style="--")
+    guessing(axes, log(ways))
     legend(axes)
 
 
 def _draw_accuracies(axes: "Axes", trained: Lines, lines: Lines, ways: int) -> None:
     axes.set_title("accuracy")
     axes.set_ylabel("accuracy (%)")
-    guessing(axes, 100 / ways)
     plot(axes, trained, "accuracy", BLUE, "meta-train, with dropout and noise", scale=100)
     validated = [line for line in lines if "val_accuracy" in line]
     plot(axes, validated, "val_accuracy", ORANGE, "meta-val, 95 % interval", scale=100, marker="o")
@@ -108,6 +109,7 @@ def _draw_accuracies(axes: "Axes", trained: Lines, lines: Lines, ways: int) -> N
         step, share = best[0], 100 * best[1]
         text = f"best of training on meta-val: {share:.1f} % at step {step:,}"
         axes.plot(step, share, "*", ms=14, color=PURPLE, mec="white", mew=0.8, ls="", zorder=5, label=text)
+    guessing(axes, 100 / ways)
     legend(axes)
 
 

@@ -28,9 +28,9 @@ def draw_pretraining(path: Path, lines: Lines, *, title: str, classes: int, ways
         held = [line for line in lines if "holdout_loss" in line]
         axes[0].set_title("loss on the classes it is trained on")
         axes[0].set_ylabel("loss (nats)")
-        guessing(axes[0], log(classes))
         plot(axes[0], lines, "loss", BLUE, "training, with augmentation", x="epoch")
         plot(axes[0], held, "holdout_loss", ORANGE, "images held out", x="epoch", marker="o")
+        guessing(axes[0], log(classes))
         axes[1].set_title("accuracy on the classes it is trained on")
         axes[1].set_ylabel("accuracy (%)")
         plot(axes[1], lines, "accuracy", BLUE, "training, with augmentation", scale=100, x="epoch")
@@ -69,7 +69,6 @@ def _draw_few_shot(axes: "Axes", lines: Lines, ways: int) -> None:
     """Accuracy of nearest class mean on meta-val, a line for each layer and number of shots."""
     axes.set_title(f"nearest class mean on meta-val, {ways}-way, 95 % interval over episodes")
     axes.set_ylabel("accuracy (%)")
-    guessing(axes, 100 / ways)
     measured = [line for line in lines if "few_shot" in line]
     layers = list(measured[-1]["few_shot"]) if measured else []
     shots = list(measured[-1]["few_shot"][layers[0]]) if layers else []
@@ -89,3 +88,4 @@ def _draw_few_shot(axes: "Axes", lines: Lines, ways: int) -> None:
             colour = colours.get(shot, PURPLE)
             plot(axes, rows, "accuracy", colour, label, scale=100, x="epoch", marker="o", style=styles[number % 4])
             band(axes, rows, "accuracy", "half", colour, x="epoch")
+    guessing(axes, 100 / ways)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leokit.figures.style import BLACK, GREY, ORANGE, written_figure
-from leokit.text import in_short
+from leokit.text import in_short, method_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,8 +172,9 @@ def search_in_words(summary: Mapping[str, Any]) -> str:
     best, preset = (summary[f"{name}_on_the_episodes_that_chose"] for name in ("best", "preset"))
     against = "the preset failed" if preset is None else f"the preset {100 * preset['mean']:.1f} %"
     return (
-        f"{summary['trials']} trials of {summary['variant']}, {summary['ways']}-way {summary['shots']}-shot, as lines "
-        f"over parallel axes: {', '.join(summary['drawn'])}, and accuracy on meta-val. Best: trial "
-        f"{summary['best_trial']} with {100 * best['mean']:.1f} %; {against}, on the episodes that chose. "
+        f"{summary['trials']} trials of {method_name(summary['variant'])}, {summary['ways']}-way "
+        f"{summary['shots']}-shot, as lines over parallel axes: {', '.join(summary['drawn'])}, and accuracy on "
+        f"meta-val. Best: trial {summary['best_trial']} with {100 * best['mean']:.1f} %; {against}, on the episodes "
+        "that chose. "
         f"{summary['stopped']} were stopped early, {summary['failed']} failed."
     )

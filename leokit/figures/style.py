@@ -95,8 +95,10 @@ def band(axes: "Axes", lines: Lines, key: str, half_width: str, colour: str, x: 
 
 
 def guessing(axes: "Axes", value: float) -> None:
-    """A line at what guessing gives."""
-    axes.axhline(value, color=GREY, ls=":", lw=1.2, label="guessing")
+    """A line at what guessing gives, where the lines that were drawn come near it: the axis is theirs."""
+    low, high = axes.get_ylim()
+    if low <= value <= high:
+        axes.axhline(value, color=GREY, ls=":", lw=1.2, label="guessing")
 
 
 def legend(axes: "Axes") -> None:

@@ -29,7 +29,7 @@ from leokit.report.sources import features, overview, seen_notes, versions
 from leokit.report.training import backbones, training
 from leokit.report.uncertainty import uncertainty
 from leokit.report.words import get, interval, is_number, listed, mapping, number, plural
-from leokit.text import visible
+from leokit.text import method_name, visible
 
 README, CONFIG = "README.md", "config.json"
 BACKBONE = "backbone"  # the folder of a backbone that leokit pretrain made
@@ -268,8 +268,8 @@ def _lead(subject: Subject) -> str:
     )
     return escape(
         f"A few-shot image classifier: from one or a few labelled images of each of some classes that it has never "
-        f"seen, it makes a classifier of these. The variant {config['variant']} of Latent Embedding Optimization, "
-        f"meta-trained with leokit on {of}."
+        f"seen, it makes a classifier of these. The method {method_name(config['variant'])} of Latent Embedding "
+        f"Optimization, meta-trained with leokit on {of}."
     )
 
 

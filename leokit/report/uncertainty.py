@@ -20,6 +20,7 @@ from leokit.report.words import (
     texts,
 )
 from leokit.tables import read_table
+from leokit.text import method_name
 
 _PREDICTIONS = "predictions.parquet"
 
@@ -55,7 +56,7 @@ def _title(artifact: Artifact, summary: dict[str, Any]) -> str:
     if "variant" not in run:
         return artifact.name
     seed = f", seed {run['seed']}" if "seed" in run else ""
-    return f"{run['variant']}, {summary.get('ways')}-way {summary.get('shots')}-shot{seed}"
+    return f"{method_name(str(run['variant']))}, {summary.get('ways')}-way {summary.get('shots')}-shot{seed}"
 
 
 def _blocks(found: Collection, artifact: Artifact, summary: dict[str, Any]) -> list[Block]:

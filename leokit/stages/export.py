@@ -8,7 +8,7 @@ from leokit import classifiers, manifest
 from leokit.config import ExportConfig
 from leokit.engine.chain import load_backbone
 from leokit.engine.exporting import export
-from leokit.errors import ArtifactError, disk_errors
+from leokit.errors import ArtifactError, UsageError, disk_errors
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,15 @@ def _source(config: ExportConfig) -> Path:
 
 
 def default_out(config: ExportConfig) -> Path:
-    """Where the file goes: `--onnx`, else its place under the work folder."""
-    return config.onnx or config.work / "classifier.onnx"
+    """Where the file goes: `--onnx`, else its place under the work folder.
+
+    Raises:
+        UsageError: a name that promises another format.
+    """
+    path = config.onnx or config.work / "classifier.onnx"
+    if path.suffix.lower() != ".onnx":
+        raise UsageError(f"--onnx {path}: its name must end in .onnx.")
+    return path
 
 
 def run(config: ExportConfig) -> Exported:
@@ -44,7 +51,7 @@ def run(config: ExportConfig) -> Exported:
 
     Raises:
         ArtifactError: no classifier, other weights, or a file that is there already.
-        UsageError: the extra 'onnx' is not installed.
+        UsageError: the extra 'onnx' is not installed, or the name of the file promises another format.
         LeokitError: the backbone cannot be exported.
     """
     path = default_out(config)

@@ -17,6 +17,7 @@ from leokit.errors import ArtifactError
 from leokit.evaluations import Evaluation, Group, group_by_seed, open_evaluation, seen_in_words
 from leokit.provenance import information
 from leokit.tables import spreadsheet_safe
+from leokit.text import method_name
 
 SCHEMA = "leokit/table@1"
 WAYS, SHOTS = 5, (1, 5)  # what the paper's tables are of
@@ -155,7 +156,7 @@ def _rows(
     """Methods that both have, ours above theirs; then what only we have; then what only they have."""
     labels = {row["variant"]: row["method"] for row in reversed(theirs) if "variant" in row}
     for variant in [*reversed(labels), *EXTRA]:
-        yield from _ours(groups, variant, labels.get(variant, variant))
+        yield from _ours(groups, variant, labels.get(variant, method_name(variant)))
         yield from (_published(row, sources, dataset) for row in theirs if row.get("variant") == variant)
     yield from _baselines(groups)
     yield from (_published(row, sources, dataset) for row in theirs if "variant" not in row)

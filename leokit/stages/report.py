@@ -7,7 +7,7 @@ from typing import Any
 
 from leokit import manifest
 from leokit.config import ReportConfig
-from leokit.errors import ArtifactError
+from leokit.errors import ArtifactError, UsageError
 from leokit.report.assembly import assemble
 from leokit.report.collecting import Collection, Trouble, collect
 from leokit.report.html import MARK, figures_of, to_html
@@ -15,7 +15,7 @@ from leokit.report.markdown import to_markdown
 
 Progress = Callable[[int, int, str], None]
 
-_SUFFIXES = {"html": ".html", "markdown": ".md"}
+_SUFFIXES = {"html": (".html", ".htm"), "markdown": (".md", ".markdown")}
 _HEAD = 200  # bytes in which the mark of a report stands
 
 
@@ -42,7 +42,7 @@ class Report:
 
 def default_out(config: ReportConfig) -> Path:
     """Where the report goes: `--out`, else its place in the work folder."""
-    return config.out or config.work / f"report{_SUFFIXES[config.format]}"
+    return config.out or config.work / f"report{_SUFFIXES[config.format][0]}"
 
 
 def run(
@@ -61,10 +61,11 @@ def run(
         on_message: called with what a user should know, a sentence each.
 
     Raises:
+        UsageError: the name of the file promises another format.
         ArtifactError: the work folder holds no artifact, or a file that is no report lies where it shall go.
     """
     out = default_out(config)
-    _check_place(out, overwrite=config.overwrite)
+    _check_place(out, config)
     found = _collect(config)
     page = assemble(found)
     if config.format == "html":
@@ -86,7 +87,7 @@ def run(
 def dry_run(config: ReportConfig) -> dict[str, Any]:
     """What `run` would take, after the same checks."""
     out = default_out(config)
-    _check_place(out, overwrite=config.overwrite)
+    _check_place(out, config)
     found = _collect(config)
     return {
         "out": str(out),
@@ -106,15 +107,20 @@ def _collect(config: ReportConfig) -> Collection:
     return found
 
 
-def _check_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse to replace what is no report.
+def _check_place(out: Path, config: ReportConfig) -> None:
+    """Refuse a name that promises another format, and to replace what is no report.
 
     Raises:
-        ArtifactError: naming it.
+        UsageError, ArtifactError: naming it.
     """
     if out.is_dir():
         raise ArtifactError(f"{out} is a folder: a report is one file, choose another --out.")
-    if out.exists() and not overwrite:
+    if out.suffix.lower() not in _SUFFIXES[config.format]:
+        raise UsageError(
+            f"--out {out} with --format {config.format}: the name must end in {' or '.join(_SUFFIXES[config.format])}. "
+            "A report is HTML, or Markdown by --format markdown; a browser prints the page as PDF."
+        )
+    if out.exists() and not config.overwrite:
         with out.open("rb") as file:
             head = file.read(_HEAD)
         if MARK.encode() not in head:

@@ -45,6 +45,7 @@ from leokit.runs import WEIGHTS, load_parameters, tensor_faults
 from leokit.space import Space, Value, trial_config
 from leokit.splits import classes_seen
 from leokit.tables import write_table
+from leokit.text import method_name
 
 SCHEMA = "leokit/search@1"
 TRIALS, BEST, SUMMARY, PICTURE = "trials.parquet", "best.toml", "summary.json", "search.png"
@@ -598,7 +599,7 @@ def _write(plan: _Plan, rows: list[dict[str, Any]], best: Outcome, summary: dict
     )
     values = {"preset": config.preset, **identity(config)}
     manifest.write_atomically(plan.folder / BEST, (heading + to_toml(values)).encode())
-    title = f"{config.variant}, {config.ways}-way {config.shots}-shot: {len(rows)} trials"
+    title = f"{method_name(config.variant)}, {config.ways}-way {config.shots}-shot: {len(rows)} trials"
     draw_search(plan.folder / PICTURE, title, *_drawn(plan, rows, best))
 
 

@@ -28,6 +28,7 @@ from leokit.provenance import information
 from leokit.runs import Run, open_run
 from leokit.splits import classes_seen
 from leokit.tables import Categories, write_table
+from leokit.text import method_name
 
 SCHEMA = "leokit/uncertainty@1"
 PREDICTIONS = "predictions.parquet"
@@ -198,7 +199,8 @@ def _remarks(study: _Study) -> Iterator[str]:
             "sets are not those for new classes."
         )
     if SAMPLED not in _names(study):
-        yield f"{study.runs[0].config.variant} was trained without samples: the sampled predictive is left out."
+        name = method_name(study.runs[0].config.variant)
+        yield f"{name} was trained without samples: the sampled predictive is left out."
     if not study.has_outside:
         yield f"All {study.ways} test classes are in every episode: there are no outside queries."
     spare = len(study.store.classes("test")) - study.ways

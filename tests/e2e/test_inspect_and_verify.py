@@ -1,6 +1,7 @@
 """`leokit inspect` and `leokit verify` on every kind of artifact: whole, unfinished, altered, and wrong inside."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,7 @@ def finished_again(folder, change, *, facts=None):
 
 
 def test_whole_artifacts_are_right(work, leokit):
-    assert [line.split()[-1] for line in leokit("verify", *ALL).stdout.splitlines() if "@1" in line] == ["right"] * 4
+    assert [line.split()[0] for line in leokit("verify", *ALL).stdout.splitlines() if "@1" in line] == ["right"] * 4
     found = json.loads(leokit("verify", *ALL, "--json").stdout)["artifacts"]
     assert [entry["schema"] for entry in found] == [f"leokit/{kind}@1" for kind in ("demo", "features", "run", "eval")]
     assert all(entry["ok"] and entry["faults"] == entry["notes"] == [] for entry in found)
@@ -297,8 +298,9 @@ def test_inspect_tells_counts_and_loads_nothing(work, leokit):
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["train", "4", "32", "8", "8", "8"] in rows
     assert "train00" not in done.stdout
-    listed = leokit("inspect", FEATURES, "--classes")
-    assert ["val02", "val", "8"] in [line.split() for line in listed.stdout.splitlines()]
+    listed = [line.split() for line in leokit("inspect", FEATURES, "--classes").stdout.splitlines()]
+    places = [listed.index(row) for row in (["Classes", "of", "train"], ["Classes", "of", "val"], ["val02", "8"])]
+    assert places == sorted(places) and places[-1] < listed.index(["Classes", "of", "test"])
     data = json.loads(leokit("inspect", FEATURES, "--json", "--classes").stdout)
     assert data["counts"]["test"] == {"test00": 8, "test01": 8, "test02": 8}
     assert data["summary"]["train"] == {"classes": 4, "images": 32, "min": 8, "median": 8, "max": 8}
@@ -314,10 +316,21 @@ def test_inspect_every_other_kind(work, leokit):
     shutil.rmtree(work / FEATURES)
     states = json.loads(leokit("inspect", EVAL, "--json").stdout)["inputs"]
     assert {role: entry["state"] for role, entry in states.items()} == {"features": "missing", "run": "there"}
-    assert "nothing is there now" in leokit("inspect", EVAL).stdout
+    assert "gone" in leokit("inspect", EVAL).stdout.split()
     summary = json.loads(leokit("inspect", GLYPHS, "--json").stdout)["summary"]
     assert summary["test"] == {"classes": 71, "images": 71, "min": 1, "median": 1, "max": 1}
     assert list(summary) == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("folder", [FEATURES, RUN, EVAL, GLYPHS])
+def test_inspect_says_a_thing_once(work, leokit, folder):
+    """No key with its value stands in two tables, and every id and hash is short but the artifact's own."""
+    found = manifest.read(work / folder)
+    out = leokit("inspect", folder).stdout
+    rows = [tuple(line.split()) for line in out.splitlines() if len(line.split()) == 2]
+    assert len(rows) == len(set(rows)) > 10
+    assert re.findall("[0-9a-f]{64}", out) == [found.id]
+    assert not any(text in " ".join(out.split()) for text in found.facts.get("figures", {}).values())
 
 
 def test_inspect_what_is_not_finished_or_no_artifact(work, leokit):

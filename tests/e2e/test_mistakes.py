@@ -224,7 +224,7 @@ ADVICE = [
     (NONE, f"{EVAL} --ways 100", "lower --ways", [first(f"{EVAL} --ways 3")]),
     (NONE, f"{EVAL} --shots 100", "lower --shots or --queries", [first(f"{EVAL} --shots 2")]),
     (NONE, f"{EVAL} --queries many", "a number from 1 up, rest600 or all", [first(EVAL + " --queries all")]),
-    (NONE, f"{TRAIN} --val-queries 99", "lower --shots or --val-queries", [first(f"{TRAIN} --out x --val-queries 9")]),
+    (NONE, f"{TRAIN} --val-queries 99", "lower --val-queries", [first(f"{TRAIN} --out x --val-queries 9")]),
     (
         first(EVAL),
         f"{EVAL} --episodes 6",

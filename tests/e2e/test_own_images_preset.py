@@ -1,6 +1,7 @@
 """The preset for a user's own images, from features to episodes: what it is at its start, and that it learns."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -75,3 +76,24 @@ def test_of_centred_and_plain_class_means_the_better_on_val_are_kept(leokit, tmp
     leokit(*TEST)
     folder = tmp_path / "leokit-work" / "eval" / "anchored-5way-1shot"
     assert np.array_equal(accuracies(folder, "anchored"), accuracies(folder, better))
+
+
+def test_it_is_called_own_images_wherever_it_is_shown(leokit, features, tmp_path):
+    """The stored value `anchored` is shown as part of a folder's name alone, and as the value of a run's `variant`."""
+    trained = leokit(*TRAIN, "--steps", 4, "--val-every", 2)
+    assert trained.stdout.startswith("own-images, 5-way 1-shot")
+    last = leokit(*TRAIN, "--steps", 4, "--train-on-val")
+    tested = leokit(*TEST)
+    both = leokit("eval", RUN, f"{RUN}-trainval", "--episodes", 50, "--queries", 10, "--overwrite")
+    table = leokit("table", "1")
+    leokit("report", "--format", "markdown")
+    texts = [trained.stdout, last.stdout, tested.stdout, both.stdout, table.stdout, leokit("inspect", RUN).stdout]
+    texts.append((tmp_path / "leokit-work/report.md").read_text())
+    texts.append((tmp_path / "leokit-work/tables/table1/table1.md").read_text())
+    texts.append((tmp_path / "leokit-work/tables/table1/table1.csv").read_text())
+    for text in texts:
+        assert "own-images" in text
+        shown = re.sub(r"anchored-5way-1shot|variant\W+anchored", "", text)
+        assert "anchored" not in shown, [line for line in shown.splitlines() if "anchored" in line]
+    assert "own-images was trained on train+val" in both.stdout
+    assert open_run(tmp_path / RUN).config.variant == "anchored"

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from safetensors.torch import load_file, save_file
 
 from leokit import manifest
@@ -98,6 +99,17 @@ def test_a_table_of_labels_from_ragged_support(there, tmp_path):
     assert "class-mean" in done.stderr
     again = there("predict", "--query", "queries", *OF_RUN, "--method", "class-mean", *FEW)
     assert again.stdout == done.stdout
+
+
+def test_the_column_of_labels_fits_them_all(there, tmp_path):
+    """However long a label is, of narrow letters or wide ones, numbers and images stand below their heads."""
+    names = ("a class with a name that is a good deal longer than thirty letters", "漢字のクラス")
+    for number, name in enumerate(names):
+        shutil.move(tmp_path / "support" / f"the test{number}", tmp_path / "support" / name)
+    rows = there("predict", "queries", *OF_RUN, "--method", "class-mean", *FEW).stdout.splitlines()
+    places = {cell_len(row[: row.index("queries/" if index else "image")]) for index, row in enumerate(rows)}
+    assert len(places) == 1 and len({*lines_of("\n".join(rows))}) == len(rows) - 1
+    assert all(any(row.startswith(name) for row in rows) for name in names)
 
 
 def test_it_predicts_what_the_features_of_the_same_images_give(there, made, tmp_path):
@@ -521,6 +533,7 @@ def test_the_onnx_file_gives_the_same_answers(there, made, tmp_path, views):
     there("fit", *of_work)
     there("export", "--work", work, "--onnx", "c.onnx")
     assert "is there already" in there("export", "--work", work, "--onnx", "c.onnx", code=4).stderr
+    assert "must end in .onnx" in there("export", "--work", work, "--onnx", "c.pt", code=2).stderr
     printed = json.loads(there("predict", "queries", *of_work, "--json").stdout)
     session = onnxruntime.InferenceSession("c.onnx", providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map

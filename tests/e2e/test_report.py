@@ -185,10 +185,10 @@ def test_numbers_are_those_of_the_episodes(plain, tmp_path):
     spread = np.std([shares[names[1]].mean(), shares[names[2]].mean()], ddof=1)
     table = next(table for table in page.tables if table[0][:3] == ["method", "setting", "accuracy"])
     rows = {row[0]: row[2:] for row in table[1:]}
-    assert rows.keys() == {"leo", "anchored", "class-mean"}
+    assert rows.keys() == {"leo", "own-images", "class-mean"}
     half_width = 1.96 * leo.std(ddof=1) / np.sqrt(40)
     assert rows["leo"] == [f"{100 * leo.mean():.2f} ± {100 * half_width:.2f}", f"{100 * spread:.2f}", "2"]
-    assert rows["anchored"][0].startswith(f"{100 * shares[names[0]].mean():.2f} ±")
+    assert rows["own-images"][0].startswith(f"{100 * shares[names[0]].mean():.2f} ±")
     assert rows["class-mean"][1:] == ["–", "–"]
     means = [float(row[2].split()[0]) for row in table[1:]]
     assert means == sorted(means, reverse=True)
@@ -198,7 +198,7 @@ def test_numbers_are_those_of_the_episodes(plain, tmp_path):
     # Of three runs one has the best curves; those of the others are there, folded away.
     assert {image["alt"].split(", over ")[0] for image in page.of("img")} == {
         f"Learning curves of {name}" for name in ("leo, 5-way 1-shot, seed 0", "leo, 5-way 1-shot, seed 1")
-    } | {"Learning curves of anchored, 5-way 1-shot, seed 0"}
+    } | {"Learning curves of own-images, 5-way 1-shot, seed 0"}
 
 
 def test_nothing_from_disk_becomes_markup(strange_page):
@@ -328,6 +328,21 @@ def test_the_command(leokit, plain, tmp_path):
     empty = " ".join(leokit("report", "--work", "nowhere", code=4).stderr.split())
     assert all(f"leokit {name}" in empty for name in ("extract", "meta-train", "eval"))
     assert "not a work folder" in " ".join(leokit("report", "--work", "leokit-work/features", code=4).stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--out", "x.pdf"), ".html or .htm"),
+        (("--out", "x.md"), ".html or .htm"),
+        (("--out", "x.html", "--format", "markdown"), ".md or .markdown"),
+        (("--out", "page", "--dry-run"), "must end in"),
+    ],
+)
+def test_a_name_that_promises_another_format_is_refused(plain, leokit, options, words):
+    refused = leokit("report", "--work", plain, *options, code=2)
+    assert words in refused.stderr and refused.stdout == ""
+    assert not any(Path().iterdir())
 
 
 def test_a_place_that_is_a_folder(plain, tmp_path):

@@ -165,7 +165,7 @@ def test_seeds_are_planned_and_contradictions_refused(leokit, store):
     assert plan["out"] == ["mine/run", "mine/run-seed1"]
     assert "mine/run, mine/run-seed1" in leokit(*given, "--dry-run").stdout
     for options, words in {
-        ("--seeds", 0): "seeds = 0: input should be greater than or equal to 1",
+        ("--seeds", 0): "seeds = 0: it must be a whole number from 1 to 1000.",
         ("--seeds", 2, "--seed", 2**63 - 1): "the last seed is at most",
         ("--parallel", "batched", "--jobs", 2): "--jobs 2 with --parallel batched",
     }.items():

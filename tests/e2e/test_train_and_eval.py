@@ -253,10 +253,24 @@ def test_dry_runs_write_nothing(leokit, features, tmp_path):
     assert not (tmp_path / "leokit-work/runs").exists()
 
 
-def test_quiet_prints_results_alone(leokit, features):
-    done = leokit("--quiet", *TRAIN)
+@pytest.mark.parametrize("arguments", [("--quiet", *TRAIN), (*TRAIN, "--quiet"), ("-q", *TRAIN, "-q")])
+def test_quiet_prints_results_alone(leokit, features, arguments):
+    done = leokit(*arguments)
     assert done.stderr == ""
     assert "leo, 5-way 1-shot" in done.stdout
+
+
+@pytest.mark.parametrize("place", [0, None])
+def test_no_progress_and_verbose_before_a_command_and_after_it(leokit, features, monkeypatch, place):
+    def call(option, *arguments, code=0):
+        words = [option, *arguments] if place == 0 else [*arguments, option]
+        return leokit(*words, code=code)
+
+    monkeypatch.setattr("leokit.cli.render.PLAIN_SECONDS", 0.0)
+    assert "Meta-training: " in leokit(*TRAIN, "--out", "one").stderr
+    assert "Meta-training: " not in call("--no-progress", *TRAIN, "--out", "two").stderr
+    assert "Traceback" in call("--verbose", "eval", "--run", "nowhere", code=4).stderr
+    assert "no-progress" not in call("--no-progress", "regress", "train", "--dry-run").stderr
 
 
 def test_all_methods_on_the_same_episodes(leokit, features):

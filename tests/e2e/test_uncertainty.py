@@ -270,7 +270,7 @@ def test_a_run_without_samples_leaves_them_out(leokit_there):
         (("--queries", 30), 3, "24 images"),
         (("--curve-shots", "1,x"), 2, "'x' is no number from 1 to 1000"),
         (("--label-noise", "0.2,1.5"), 2, "'1.5' is no number from 0 to 1"),
-        (("--samples", 1), 2, "greater than or equal to 2"),
+        (("--samples", 1), 2, "samples = 1: it must be a whole number of 2 or more."),
     ],
 )
 def test_what_it_cannot_do_is_said_before_any_work(leokit_there, options, code, words):

@@ -1,5 +1,7 @@
 """One home for each default; values are checked and the rank of their sources holds."""
 
+import re
+from dataclasses import MISSING
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from leokit.config import (
     EvalConfig,
     ExtractConfig,
     MetaTrainConfig,
+    StageConfig,
     build,
     check_together,
+    describe,
     fixed_steps,
     identity,
     nearest_preset,
@@ -47,16 +51,44 @@ def test_nearest_preset(shots, name):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ways": 1}, "ways = 1: .*greater than or equal to 2"),
-        ({"outer_lr": float("nan")}, "outer_lr = nan: .*finite"),
-        ({"wayz": 5}, "Unknown key 'wayz'.*ways"),
-        ({"shots": "many"}, "shots = 'many': .*integer"),
-        ({"variant": "maml"}, "variant = 'maml'"),
+        ({"ways": 1}, r"ways = 1: it must be a whole number of 2 or more\.$"),
+        ({"outer_lr": float("nan")}, r"outer_lr = nan: it must be a finite number above 0\.$"),
+        ({"dropout": 1.0}, r"dropout = 1.0: it must be a number of at least 0 and below 1\.$"),
+        ({"wayz": 5}, "Unknown key 'wayz': the keys here are .*ways"),
+        ({"shots": "many"}, r"shots = 'many': it must be a whole number of 1 or more\.$"),
+        ({"seed": 2**63}, rf"it must be a whole number from 0 to {2**63 - 1}\.$"),
+        ({"seeds": 0}, r"seeds = 0: it must be a whole number from 1 to 1000\.$"),
+        ({"variant": "maml"}, r"variant = 'maml': it must be one of leo, .*, anchored\.$"),
+        ({"centring": "perhaps"}, r"centring = 'perhaps': it must be true or false\.$"),
+        ({"out": 3}, r"out = 3: it must be a path\.$"),
     ],
 )
 def test_bad_values_name_key_value_and_limit(values, message):
     with pytest.raises(UsageError, match=message):
         build(MetaTrainConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, r"images is missing: it must be a path\."),
+        ({"images": "x", "mean": "grey"}, r"mean = 'grey': it must be 3 numbers\."),
+        ({"images": "x", "interpolation": "cubic"}, r"it must be one of bilinear, bicubic, nearest, lanczos\."),
+    ],
+)
+def test_what_is_missing_or_a_list(values, message):
+    with pytest.raises(UsageError, match=message):
+        build(ExtractConfig, values)
+
+
+@pytest.mark.parametrize("kind", StageConfig.__constraints__, ids=lambda kind: kind.__name__)
+def test_what_each_option_takes_is_said_in_words(kind):
+    """Of a value that none takes; nothing of pydantic's or Python's names is in the sentence."""
+    required = {field.name: "1" for field in describe(kind) if field.default is MISSING}
+    for field in describe(kind):
+        with pytest.raises(UsageError, match=rf"^{field.name} = .*: it must be [a-z0-9].*\.$") as raised:
+            build(kind, {**required, field.name: object()})
+        assert not {"Input", "None", "Literal", "tuple", "inf"} & set(re.findall(r"\w+", str(raised.value)))
 
 
 def test_unknown_preset_lists_the_known():

@@ -55,3 +55,20 @@ def test_best_is_the_first_of_equals():
     lines = [{"step": step, "val_accuracy": share} for step, share in ((0, 0.2), (5, 0.6), (10, 0.6), (15, 0.5))]
     assert best_validation([trained(3), *lines]) == (5, 0.6)
     assert best_validation([trained(3)]) is None
+
+
+@pytest.mark.parametrize(("shares", "guess"), [((0.61, 0.65), False), ((0.27, 0.65), False), ((0.18, 0.65), True)])
+def test_the_axis_of_accuracies_fits_them(tmp_path, monkeypatch, shares, guess):
+    """What guessing gives is drawn where the accuracies come near it, and never widens their axis."""
+    limits, labels = [], []
+
+    def look(axes):
+        limits.append(axes.get_ylim())
+        labels.append(axes.get_legend_handles_labels()[1])
+
+    monkeypatch.setattr("leokit.figures.curves.legend", look)
+    lines = [{"step": 9 * n, "val_accuracy": share, "val_half_width": 0.001} for n, share in enumerate(shares)]
+    draw_curves(tmp_path / "curves.png", lines, title="a run", ways=5)
+    low, high = limits[1]
+    assert ("guessing" in labels[1]) == guess
+    assert 100 * min(shares) - 5 < low < 100 * min(shares) and 100 * max(shares) < high < 100 * max(shares) + 5

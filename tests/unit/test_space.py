@@ -104,7 +104,7 @@ def test_ready_spaces_hold_the_values_that_they_are_made_around(name):
         ({"seed": {"choice": [1, 2]}}, "give --seed"),
         ({"steps": {"choice": [10, 20]}}, "steps cannot be drawn"),
         ({"dropout": {"uniform": [0.5, 0.1]}}, "two numbers, the lower one first"),
-        ({"dropout": {"uniform": [0.5, 1.5]}}, "dropout = 1.5.*less than 1"),
+        ({"dropout": {"uniform": [0.5, 1.5]}}, "dropout = 1.5: it must be a number of at least 0 and below 1"),
         ({"outer_lr": {"log_uniform": [0, 1]}}, "two numbers above 0"),
         ({"outer_lr": {"normal": [0, 1]}}, "one of uniform, log_uniform, choice"),
         ({"outer_lr": {"uniform": 3}}, "needs a list"),

@@ -37,6 +37,7 @@ from leokit.runs import (
     save_state,
 )
 from leokit.stages.meta_train.sources import Sources
+from leokit.text import method_name
 
 
 def default_out(config: MetaTrainConfig) -> Path:
@@ -180,7 +181,7 @@ def _log(config: MetaTrainConfig, folder: Path) -> Iterator[Callable[[Mapping[st
     """
     path = folder / METRICS
     lines = cut_back(path, lambda line: True)
-    title = f"{config.variant}, {config.ways}-way {config.shots}-shot, seed {config.seed}"
+    title = f"{method_name(config.variant)}, {config.ways}-way {config.shots}-shot, seed {config.seed}"
     draw = partial(draw_curves, folder / CURVES, title=title, ways=config.ways)
     events = event_writer(folder / EVENTS, lines) if config.tensorboard else nullcontext(lambda line: None)
     with logged(path, lines, draw) as report, events as add_events:
