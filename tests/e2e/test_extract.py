@@ -404,6 +404,7 @@ def test_weights_and_artifacts_that_do_not_fit_have_exit_code_4(cli, leokit, tmp
     assert "--overwrite" in cli("--dtype", "float32", code=4).stderr
     (tmp_path / "leokit-work" / "features" / "val-00000-of-00001.parquet").write_bytes(b"altered")
     assert "damaged" in cli(code=4).stderr
-    assert "damaged" in leokit("meta-train", code=4).stderr
+    few = ("--ways", 2, "--queries", 3, "--val-queries", 3)
+    assert "damaged" in leokit("meta-train", *few, code=4).stderr
     (tmp_path / "leokit-work" / "features" / "manifest.json").unlink()
     assert "no artifact" in leokit("meta-train", code=4).stderr

@@ -66,7 +66,7 @@ BEFORE_TORCH = [
     ("analyze --highlight nosuch", "no class of the val split", 2),
     ("analyze --device gpu", "Unknown device 'gpu'", 2),
     ("predict images --support images --device gpu", "Unknown device 'gpu'", 2),
-    ("predict images --support images --csv x.txt", "shall end in .csv", 2),
+    ("predict images --support images --csv x.txt", "must end in .csv", 2),
     ("predict images --support images --classifier nosuch", "run `leokit fit` first", 4),
     ("fit --support images --method logistic --samples 5", "give --method leo", 2),
     ("fit --support images --device gpu", "Unknown device 'gpu'", 2),

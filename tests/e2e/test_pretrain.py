@@ -353,7 +353,7 @@ def test_the_layer_is_the_best_on_meta_val_whatever_selects_the_weights(leokit, 
 
 
 def test_what_is_trained_on_is_nowhere_else(images):
-    config = PretrainConfig(images=images, val_shots=1, val_queries=2, val_images=6)
+    config = PretrainConfig(images=images, val_shots=1, val_queries=2, val_images=6, batch_size=8)
     for chosen in (config, replace(config, classes="train+val")):
         found = plan(chosen)
         parts = [{image for image, _ in part} for part in (found.training, found.held_out, found.val)]
@@ -398,7 +398,8 @@ def test_the_options_of_the_pipeline_are_understood(leokit, images, setting):
     script = (REPOSITORY / "pipelines/miniimagenet.sh").read_text()
     options = shlex.split(re.search(rf"{setting}\) +pretrain=\((.*?)\) ;;", script, re.DOTALL)[1])
     assert "--backbone" in options
-    planned = json.loads(leokit("pretrain", "images", *options, "--val-queries", 2, "--dry-run", "--json").stdout)
+    few = ("--val-queries", 2, "--batch-size", 8)
+    planned = json.loads(leokit("pretrain", "images", *options, *few, "--dry-run", "--json").stdout)
     assert planned["trained on"] == 42
     check_name(options[options.index("--backbone") + 1])
 
