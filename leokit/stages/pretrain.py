@@ -163,7 +163,10 @@ def run(
         on_message=say,
     )
     exchange: Literal["gloo", "nccl"] = "nccl" if training.device.type == "cuda" else "gloo"
-    with distributed.joined(place, steps=exchange) as job, disk_errors(training.folder):
+    with (
+        distributed.joined(place, steps=exchange, on_message=on_message or _silent) as job,
+        disk_errors(training.folder),
+    ):
         return training.run(job)
 
 

@@ -113,7 +113,7 @@ def run_seeds(
     if left_out := skipped(store):
         say(f"Left out, having too few images: {classes_in_words(left_out)}.")
     exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
-    with distributed.joined(place, steps=exchange) as job:
+    with distributed.joined(place, steps=exchange, on_message=on_message or _silent) as job:
         group = Group(
             sources,
             device,
