@@ -115,7 +115,7 @@ def _check_place(out: Path, config: ReportConfig) -> None:
     """
     if out.is_dir():
         raise ArtifactError(f"{out} is a folder: a report is one file, choose another --out.")
-    if out.suffix.lower() not in _SUFFIXES[config.format]:
+    if out.suffix and out.suffix.lower() not in _SUFFIXES[config.format]:
         raise UsageError(
             f"--out {out} with --format {config.format}: the name must end in {' or '.join(_SUFFIXES[config.format])}. "
             "A report is HTML, or Markdown by --format markdown; a browser prints the page as PDF."

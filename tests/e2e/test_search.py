@@ -70,7 +70,7 @@ def table(folder):
 def test_a_table_a_picture_and_options_for_meta_train(leokit, place, whole, tmp_path):
     options = ("--features", place / "features", "--space", place / "space.toml", "--trials", 6, "--jobs", 1)
     done = leokit("search", *options, *SIZES)
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)  # no path is broken
     text = " ".join(done.stdout.split())
     assert "The best of 6 trials" in text and "so it is too high" in text and "(preset)" in text
     assert "on 50 others of the same classes" in text.lower()

@@ -8,10 +8,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from leokit.checks import _resolved
 from leokit.cli.search import _sentences
 from leokit.config import SearchConfig, build
 from leokit.figures.search import Axis, Line, _decades, _draw_axis, draw_search
-from leokit.stages.search import Search, _resolved
+from leokit.stages.search import Search
 
 AXES = [
     Axis("hold_as", ("float16", None), "choice"),
