@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 
@@ -34,3 +35,18 @@ def stop_requests(on_request: Callable[[], None] = lambda: None) -> Iterator[Cal
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Within it threads begin that block SIGINT, as do the processes that these start, later ones too.
+
+    A terminal sends it to all processes, and this one tells its workers what to do. Those that die of it print traces,
+    and may be waited for without end.
+    """
+    resource_tracker.ensure_running()  # started later, it would let the signal through in the thread that starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leokit.errors import DataError, Interrupted, LeokitError
-from leokit.images.decoding import Decoded, Decoder
+from leokit.images.decoding import Decoded, Decoder, WorkerDied
 
 _BLOCK = 64  # images that are decoded at a time
+_STOPPED = "Stopped while decoding: the same command begins again."
 
 
 class Pixels(Protocol):
@@ -120,11 +121,16 @@ def _decoded(
 ) -> Iterator[tuple[int, Decoded]]:
     """Blocks of images, decoded, each with the number of its first."""
     starts = range(0, len(images), _BLOCK)
-    for start, decoded in zip(starts, decode(tuple(images[s : s + _BLOCK]) for s in starts), strict=True):
-        yield start, decoded
-        on_progress(start + len(decoded.pixels), len(images))
-        if stopped():
-            raise Interrupted("Stopped while decoding: the same command begins again.")
+    try:
+        for start, decoded in zip(starts, decode(tuple(images[s : s + _BLOCK]) for s in starts), strict=True):
+            yield start, decoded
+            on_progress(start + len(decoded.pixels), len(images))
+            if stopped():
+                raise Interrupted(_STOPPED)
+    except WorkerDied as error:
+        if stopped():  # as where all processes of a job were stopped
+            raise Interrupted(_STOPPED) from error
+        raise
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -7,17 +7,17 @@ the mean over several runs. All predictives see the same episodes, and the same 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from torch import Tensor
 
 from leokit import randomness
 from leokit.calibration import Floats, entropy
-from leokit.engine.scoring import blocks_of, one_thread
+from leokit.engine.scoring import blocks_of, in_threads, one_thread
 from leokit.episodes import EpisodeSampler, FeatureMatrix
 
 # Support (B, N, K, D), numbers, and shares (B, N, K) or None where classes have K images each -> weights (S, B, N, D).
@@ -97,10 +97,11 @@ def predict_episodes(
     blocks = blocks_of(size, episodes)
     shares = None if counts is None or set(counts) == {shots} else shares_of(counts, shots)
     options = (predictives, sampler, shots, queries, outside, noise, shares)
-    parallel = Parallel(max(1, workers), backend="threading", batch_size=1, return_as="generator")
+    threads = max(1, workers)
     parts = []
     with one_thread() if members[0].features.rows.device.type == "cpu" else nullcontext():
-        for numbers, part in zip(blocks, parallel(delayed(_block)(*options, n) for n in blocks), strict=True):
+        tasks = (partial(_block, *options, numbers) for numbers in blocks)
+        for numbers, part in zip(blocks, in_threads(tasks, threads, 2 * threads), strict=True):
             parts.append(part)
             if on_progress:
                 on_progress(numbers.stop, episodes)

@@ -1,8 +1,11 @@
 """Score methods on episodes: the same rows for every method, in blocks whose size depends on the episode's alone."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leokit.engine.averaging import ALONE, Ranks
+from leokit.engine.interrupts import without_ctrl_c
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.leo import predict
 
 Classifier = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers of the episodes -> weights (B, N, D)
+T = TypeVar("T")
 Fit = Callable[[NDArray[Any]], NDArray[np.float64]]  # support (B, N, K, D) -> weights (B, N, D)
 _BLOCK_ELEMENTS = 2**23
 
@@ -58,10 +63,10 @@ def score(
     queries = _all_if_all(features, shots, queries)
     every = _blocks(sampler.ways, shots, queries, features.dim, episodes)
     blocks = list(ranks.place.share(every))
-    tasks = (delayed(_score_block)(features, sampler, classifiers, numbers, shots, queries) for numbers in blocks)
+    tasks = (partial(_score_block, features, sampler, classifiers, numbers, shots, queries) for numbers in blocks)
     threads = workers if workers and features.rows.device.type == "cpu" else 1
     with nullcontext() if workers is None else one_thread():
-        done = _in_parallel(tasks, "threading", threads, blocks, batch_size) if blocks else iter(())
+        done = in_threads(tasks, *_at_once(threads, blocks, batch_size)) if blocks else iter(())
         found = _gathered(done, blocks, on_progress)
     return found if ranks.size == 1 else _of_all_ranks(found, every, ranks, classifiers)
 
@@ -90,7 +95,10 @@ def score_fits(
     queries = _all_if_all(features, shots, queries)
     blocks = _blocks(sampler.ways, shots, queries, features.dim, episodes)
     supports = (delayed(fit)(_support(features, sampler, numbers, shots)) for numbers in blocks)
-    fitted = _in_parallel(supports, "loky", workers, blocks, batch_size)
+    at_once, waiting = _at_once(workers, blocks, batch_size)
+    parallel = Parallel(at_once, backend="loky", pre_dispatch=waiting, batch_size=1, return_as="generator")
+    with without_ctrl_c():
+        fitted = parallel(supports)
 
     def finished() -> Iterator[dict[str, Tensor]]:
         for numbers, weights in zip(blocks, fitted, strict=True):
@@ -119,17 +127,40 @@ def _of_all_ranks(
     return whole
 
 
-def _in_parallel(
-    tasks: Iterable[Any], backend: str, workers: int, blocks: list[range], batch_size: int | None
-) -> Iterator[Any]:
-    """The results of tasks, one for each block, in their order and as they come."""
+def _at_once(workers: int, blocks: list[range], batch_size: int | None) -> tuple[int, int]:
+    """How many blocks are computed at a time, and how many are on their way."""
     at_once = min(max(1, workers), len(blocks))
     waiting = 2 * at_once if batch_size is None else max(1, batch_size // len(blocks[0]))
-    parallel = Parallel(
-        min(at_once, waiting), backend=backend, pre_dispatch=waiting, batch_size=1, return_as="generator"
-    )
-    results: Iterator[Any] = parallel(tasks)
-    return results
+    return min(at_once, waiting), waiting
+
+
+def in_threads(tasks: Iterable[Callable[[], T]], threads: int, waiting: int) -> Iterator[T]:
+    """The results of tasks in their order; one thread is this one.
+
+    After an error or Ctrl-C the tasks that have begun are waited for: a thread that is inside torch while the
+    interpreter ends aborts the process ("terminate called without an active exception"). joblib leaves its threads
+    running.
+
+    Args:
+        tasks: to be called.
+        threads: that take one each.
+        waiting: tasks that are on their way at a time.
+    """
+    if threads == 1:
+        yield from (task() for task in tasks)
+        return
+    pending: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for task in tasks:
+                pending.append(pool.submit(task))
+                if len(pending) == waiting:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def _gathered(

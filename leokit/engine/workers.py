@@ -7,16 +7,15 @@ worker is free and, where a worker is lost, to another one, and it carries nothi
 """
 
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from leokit.engine.interrupts import without_ctrl_c
 from leokit.engine.trials import Outcome, Task, run_in_process, run_trials
 from leokit.errors import LeokitError, UsageError
 from leokit.memory import keep_freed_memory
@@ -50,9 +49,9 @@ def in_processes(jobs: int) -> Runner:
         while waiting:
             parallel = Parallel(jobs, backend="loky", batch_size=1, return_as="generator_unordered")
             try:
-                for number, outcomes in parallel(
-                    [delayed(_numbered)(*entry, os.getpid()) for entry in waiting.items()]
-                ):
+                with without_ctrl_c():
+                    ended = parallel([delayed(_numbered)(*entry, os.getpid()) for entry in waiting.items()])
+                for number, outcomes in ended:
                     del waiting[number]
                     lost = 0
                     yield from outcomes
@@ -84,7 +83,7 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
         raise UsageError("--backend dask needs the extra 'dask': pip install 'leokit[dask]'.") from error
     if scheduler is None:
         with ExitStack() as stack:
-            with _out_of_reach_of_ctrl_c():
+            with without_ctrl_c():
                 # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
                 cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None)
                 stack.enter_context(cluster)
@@ -99,20 +98,6 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
         ) from error
     with client:
         yield lambda batches: _by_futures(client, batches)
-
-
-@contextmanager
-def _out_of_reach_of_ctrl_c() -> Iterator[None]:
-    """Within it threads begin that block SIGINT, as do the processes that these start, later ones too.
-
-    A terminal sends it to all processes. Workers of Dask die of it, and their trials are then waited for without end.
-    """
-    resource_tracker.ensure_running()  # started later, it would let the signal through in the thread that starts it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _by_futures(client: "Client", batches: Iterable[Batch]) -> Outcomes:

@@ -168,7 +168,7 @@ def run(
         on_progress=None if place.rank else on_progress,
         on_message=_silent if place.rank else on_message or _silent,
     )
-    with distributed.joined(place) as job, disk_errors(extraction.folder):
+    with distributed.joined(place, on_message=on_message or _silent) as job, disk_errors(extraction.folder):
         return extraction.run(job)
 
 

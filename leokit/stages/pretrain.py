@@ -204,7 +204,10 @@ def run(
         on_message=_silent if place.rank else on_message or _silent,
     )
     exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
-    with distributed.joined(place, steps=exchange) as job, disk_errors(training.folder):
+    with (
+        distributed.joined(place, steps=exchange, on_message=on_message or _silent) as job,
+        disk_errors(training.folder),
+    ):
         return training.run(job)
 
 

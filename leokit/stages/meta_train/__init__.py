@@ -112,7 +112,7 @@ def run_seeds(
         )
     resolved, sources = resolve(config, store)
     exchange: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
-    with distributed.joined(place, steps=exchange) as job:
+    with distributed.joined(place, steps=exchange, on_message=on_message or _silent) as job:
         group = Group(
             sources,
             device,

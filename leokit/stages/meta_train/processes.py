@@ -18,7 +18,7 @@ from leokit import manifest
 from leokit.config import MetaTrainConfig, default_workers, fixed_steps
 from leokit.devices import resolve_device
 from leokit.engine.averaging import ALONE
-from leokit.engine.interrupts import stop_requests
+from leokit.engine.interrupts import stop_requests, without_ctrl_c
 from leokit.engine.matrices import Matrices
 from leokit.errors import Interrupted, LeokitError
 from leokit.stages.meta_train.folder import RunFolder
@@ -83,7 +83,9 @@ def in_processes(group: Group, seeds: list[RunFolder], config: MetaTrainConfig) 
 
         try:
             with _every(_LOOK_EVERY, look):
-                for outcome in parallel(tasks):
+                with without_ctrl_c():
+                    outcomes = parallel(tasks)
+                for outcome in outcomes:
                     for message in outcome.messages:
                         group.say(message)
                     if isinstance(outcome.error, Interrupted):
