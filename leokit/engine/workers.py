@@ -6,6 +6,7 @@ Processes come from joblib's loky. Dask is driven by its own futures, not throug
 worker is free and, where a worker is lost, to another one, and it carries nothing but the names of files.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,8 +85,15 @@ def by_dask(jobs: int, scheduler: str | None) -> Iterator[Runner]:
     if scheduler is None:
         with ExitStack() as stack:
             with without_ctrl_c():
-                # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
-                cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, memory_limit=0, dashboard_address=None)
+                cluster = LocalCluster(
+                    n_workers=jobs,
+                    threads_per_worker=1,
+                    # Dask's limit would count the pages of mapped rows as each worker's own, and end workers for them.
+                    memory_limit=0,
+                    dashboard_address=None,
+                    # Dask warns of workers that take more than four seconds to end, as on a busy machine.
+                    silence_logs=logging.ERROR,
+                )
                 stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
             yield lambda batches: _by_futures(client, batches)
