@@ -5,6 +5,7 @@ They are real processes, with a command line, signals and an exit code; only the
 """
 
 import asyncio
+import ctypes
 import json
 import multiprocessing
 import os
@@ -42,6 +43,11 @@ def start(folder, *arguments, stdout=os.devnull, stderr=os.devnull, **environmen
     return _start(_leokit, folder, [str(argument) for argument in arguments], [stdout, stderr], environment)
 
 
+def start_in_terminal(folder, *arguments, stderr):
+    """As `start`, as the leader of a process group of its own: `os.killpg` reaches its workers too, as Ctrl-C does."""
+    return _start(_leokit_in_terminal, folder, [str(argument) for argument in arguments], [os.devnull, stderr], {})
+
+
 def start_script(path, folder, call, **streams):
     """Run the function `main` of a Python script in `folder` with the keyword arguments `call`, as `start`."""
     outputs = [streams.get(name, os.devnull) for name in ("stdout", "stderr")]
@@ -64,7 +70,24 @@ def _leokit(folder, arguments, streams, environment):
 
     _become(folder, streams, environment)
     sys.argv = ["leokit", *arguments]
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code == 130:
+            _end_interpreter(130)
+        raise
+
+
+def _leokit_in_terminal(folder, arguments, streams, environment):
+    os.setsid()
+    _leokit(folder, arguments, streams, environment)
+
+
+def _end_interpreter(code):
+    """End as a process of its own does; one of multiprocessing leaves at once, whatever its threads are at."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.pythonapi.Py_Exit(code)
 
 
 def _script(folder, arguments, streams, environment):

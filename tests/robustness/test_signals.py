@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from leokit import cli, manifest
-from tests.processes import HAS_PROC, SIGNALS, ended, start, start_code
+from tests.processes import HAS_PROC, SIGNALS, ended, killed_after, start, start_code, start_in_terminal
 from tests.robustness import stages, tally
 from tests.robustness.conftest import SEED
 
@@ -76,6 +77,86 @@ def test_a_signal_where_python_lets_no_exception_out(tmp_path):
     )
     assert ended(start_code(code, tmp_path, stderr=said)) == 130
     assert said.read_text() == "Stopped before anything was done.\n"
+
+
+def ticks(task):
+    """Of the processor, that a thread or process has used."""
+    try:
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
+def busy_threads(process):
+    """How many threads beside the first one have computed."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("[0-9]*")
+    return sum(ticks(task) > 2 for task in tasks if task.name != str(process.pid))
+
+
+def busy_workers(process):
+    """How many processes below a process are computing."""
+    children = []
+    for task in Path(f"/proc/{process.pid}/task").glob("[0-9]*"):
+        with suppress(OSError):
+            children += (task / "children").read_text().split()
+    return sum(ticks(Path(f"/proc/{child}")) > 20 for child in children)
+
+
+ENDLESS = "--episodes 9000000"
+THREADED = {
+    "eval": f"eval --run inputs/run --features inputs/features --queries 2 {ENDLESS}",
+    "uncertainty": (
+        f"uncertainty inputs/run --features inputs/features --queries 2 --samples 2 --curve-shots none {ENDLESS}"
+    ),
+    "fit": f"fit --run inputs/photo-run --features inputs/photos --support support --device cpu {ENDLESS}",
+    "predict": f"predict images --run inputs/photo-run --features inputs/photos --support support {ENDLESS}",
+}
+
+
+@pytest.mark.skipif(not HAS_PROC, reason="looks at threads in /proc")
+@pytest.mark.parametrize(("name", "number"), [*zip(THREADED, [signal.SIGINT, signal.SIGTERM] * 2, strict=True)])
+def test_a_signal_while_threads_compute(made, tmp_path, name, number):
+    """One that is inside torch while the interpreter ends aborts the process: exit 134 and "terminate called"."""
+    tally.count("signals", f"{number.name}, threads of {name}")
+    said, work = tmp_path / "said", ["--work", tmp_path / "work"]
+    process = start(made.folder, *THREADED[name].split(), "--workers", 4, *work, stderr=said)
+    assert killed_after(process, number, lambda: busy_threads(process) > 2, 120) == 130, said.read_text()
+    assert said.read_text().splitlines()[-1].startswith("Stopped"), said.read_text()
+    assert "terminate" not in said.read_text()
+
+
+IN_PROCESSES = {
+    "eval, logistic": (  # the run itself comes first
+        "eval --run inputs/run --features inputs/features --queries 2 --methods logistic --episodes 20000 --workers 2"
+    ),
+    "meta-train": (
+        "meta-train --features inputs/features --steps 9000000 --val-every 5000 --val-episodes 5 --val-queries 2 "
+        "--queries 2 --num-latents 4 --seeds 2 --jobs 2"
+    ),
+    "search": (
+        "search --features inputs/features --trials 2 --steps 9000000 --val-every 5000 --val-episodes 4 "
+        "--val-queries 2 --fresh-episodes 4 --space space.toml --device cpu --jobs 2"
+    ),
+}
+
+
+@pytest.mark.skipif(not HAS_PROC, reason="looks at processes in /proc")
+@pytest.mark.parametrize("name", IN_PROCESSES)
+def test_ctrl_c_in_a_terminal_while_worker_processes_begin(made, tmp_path, name):
+    """A terminal sends it to all of them; those that import what they need would die of it, with traces."""
+    tally.count("signals", f"SIGINT, worker processes of {name}")
+    said = tmp_path / "said"
+    arguments = [*IN_PROCESSES[name].split(), "--out", tmp_path / "out"]
+    process = start_in_terminal(made.folder, *arguments, stderr=said)
+    deadline = time.monotonic() + 120
+    while process.is_alive() and busy_workers(process) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    assert ended(process) == 130, said.read_text()
+    text = said.read_text()
+    assert text.splitlines()[-1].startswith("Stopped") and "Traceback" not in text, text
 
 
 @pytest.mark.parametrize("name", OFTEN)
