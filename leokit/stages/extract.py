@@ -15,13 +15,13 @@ from leokit.devices import resolve_device
 from leokit.distributed import Job, World
 from leokit.engine import shards
 from leokit.engine.embedding import Embedded, embed_shards
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.shards import RECORDS, ShardRecord
 from leokit.errors import ArtifactError, DataError, UsageError, disk_errors
 from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
 from leokit.images.decoding import decoder
 from leokit.images.scan import ImageTree, scan
+from leokit.interrupts import stop_requests
 from leokit.provenance import information
 from leokit.splits import Splits, resolve
 from leokit.tables import read_table, write_table

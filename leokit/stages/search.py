@@ -31,7 +31,6 @@ from leokit.config import (
     to_toml,
 )
 from leokit.devices import resolve_device
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.mapped import SPLITS, close_files, open_matrices
 from leokit.engine.scoring import one_thread, score
 from leokit.engine.training import classifier
@@ -49,6 +48,7 @@ from leokit.episodes import EpisodeSampler, require_enough
 from leokit.errors import ArtifactError, Interrupted, LeokitError, UsageError
 from leokit.features import FeatureStore
 from leokit.figures.search import Axis, Line, draw_search, search_in_words
+from leokit.interrupts import stop_requests
 from leokit.leo.learners import make_learner
 from leokit.leo.sets import structure
 from leokit.metrics import mean_interval, paired_difference
