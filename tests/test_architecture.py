@@ -44,6 +44,7 @@ FLOORS = [
     ("leokit.tables", 1),
     ("leokit.parquet", 1),
     ("leokit.errors", 0),
+    ("leokit.interrupts", 0),
     ("leokit.memory", 0),
     ("leokit.waiting", 0),
     ("leokit.config", 0),

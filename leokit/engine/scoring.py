@@ -16,6 +16,7 @@ from torch import Tensor
 from leokit.engine.averaging import ALONE, Ranks
 from leokit.engine.interrupts import without_ctrl_c
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
+from leokit.interrupts import without_ctrl_c
 from leokit.leo import predict
 
 Classifier = Callable[[Tensor, range], Tensor]  # support (B, N, K, D), numbers of the episodes -> weights (B, N, D)

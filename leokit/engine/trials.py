@@ -22,12 +22,12 @@ from leokit import manifest
 from leokit.config import MetaTrainConfig, fixed_steps
 from leokit.devices import resolve_device
 from leokit.engine import training
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.mapped import open_matrices
 from leokit.engine.scoring import one_thread
 from leokit.engine.state import State, new_state, pack, unpack
 from leokit.engine.steps import Diverged
 from leokit.errors import ArtifactError, LeokitError
+from leokit.interrupts import stop_requests
 from leokit.runs import STATE, WEIGHTS, fitting_state, load_state, require_like, save_parameters, save_state
 from leokit.waiting import adapt_waiting
 

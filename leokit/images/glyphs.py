@@ -13,7 +13,6 @@ of the fonts that they share.
 import importlib.util
 import math
 import os
-import signal
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from leokit.errors import LeokitError, UsageError
+from leokit.interrupts import without_ctrl_c
 
 ALPHABETS: dict[str, dict[str, str]] = {
     "train": {
@@ -167,15 +167,16 @@ def _run(tasks: list[_Task], workers: int) -> Iterator[list[str]]:
     count = min(workers, len(tasks))
     with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_become_worker) as pool:
         try:
-            for future in as_completed([pool.submit(_write_class, task) for task in tasks]):
+            with without_ctrl_c():
+                futures = [pool.submit(_write_class, task) for task in tasks]
+            for future in as_completed(futures):
                 yield future.result()
         finally:  # after an error or Ctrl-C, do not draw the rest first
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _become_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent does, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the parent does, however it ends."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -16,13 +16,13 @@ from leokit.devices import check_device, resolve_device
 from leokit.distributed import Job, World
 from leokit.engine import shards
 from leokit.engine.embedding import Embedded, embed_shards
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.models import BLOCK, Model
 from leokit.engine.shards import RECORDS, ShardRecord
 from leokit.errors import ArtifactError, DataError, disk_errors
 from leokit.features import FAILURES, SCHEMA, FeatureStore, Shard, facts_of, plan_shards
 from leokit.images.decoding import decoder
 from leokit.images.scan import ImageTree
+from leokit.interrupts import stop_requests
 from leokit.provenance import information
 from leokit.splits import Splits, division_remarks, small_remarks
 from leokit.tables import read_table, write_table

@@ -22,7 +22,6 @@ from leokit.checks import Divided, check_pretrain, require_val, selecting
 from leokit.config import PretrainConfig, default_workers, identity, parse_share, to_toml
 from leokit.devices import check_device, resolve_device
 from leokit.distributed import Job, World
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.logbook import cut_back, logged
 from leokit.engine.pixels import FromDisk, InMemory, Pixels, available_memory, check_all, decode_all
 from leokit.engine.pretraining import SHOTS, Labelled, Trainer, memory_errors
@@ -32,6 +31,7 @@ from leokit.images.augmentation import Recipe
 from leokit.images.decoding import decoder
 from leokit.images.preprocess import Preprocessing
 from leokit.images.scan import ImageTree
+from leokit.interrupts import stop_requests
 from leokit.provenance import information
 from leokit.runs import fitting_state, load_state, save_parameters, save_state
 from leokit.splits import Splits

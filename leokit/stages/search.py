@@ -19,7 +19,6 @@ from leokit import manifest
 from leokit.checks import check_search, read_share
 from leokit.config import MetaTrainConfig, SearchConfig, default_workers, fixed_steps, identity, run_name, to_toml
 from leokit.devices import check_device, resolve_device
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.mapped import SPLITS, close_files, open_matrices
 from leokit.engine.scoring import one_thread, score
 from leokit.engine.training import classifier
@@ -37,6 +36,7 @@ from leokit.episodes import EpisodeSampler
 from leokit.errors import ArtifactError, Interrupted, LeokitError
 from leokit.features import FeatureStore
 from leokit.figures.search import Axis, Line, draw_search, search_in_words
+from leokit.interrupts import stop_requests
 from leokit.leo.learners import make_learner
 from leokit.leo.sets import structure
 from leokit.metrics import mean_interval, paired_difference

@@ -11,11 +11,11 @@ import torch
 
 from leokit.config import MetaTrainConfig
 from leokit.engine import training
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.state import new_state, pack, unpack
 from leokit.engine.steps import Diverged
 from leokit.episodes import FeatureMatrix
 from leokit.features import FeatureTable
+from leokit.interrupts import stop_requests
 from leokit.runs import load_state, save_state
 
 CONFIG = MetaTrainConfig(

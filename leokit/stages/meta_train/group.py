@@ -12,10 +12,10 @@ from leokit import manifest
 from leokit.config import fixed_steps
 from leokit.engine import training
 from leokit.engine.averaging import Ranks
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.matrices import Matrices
 from leokit.engine.state import State
 from leokit.errors import Interrupted
+from leokit.interrupts import stop_requests
 from leokit.provenance import information
 from leokit.stages.meta_train.folder import RunFolder
 from leokit.stages.meta_train.sources import Sources

@@ -18,9 +18,9 @@ from leokit import manifest
 from leokit.config import MetaTrainConfig, default_workers, fixed_steps
 from leokit.devices import resolve_device
 from leokit.engine.averaging import ALONE
-from leokit.engine.interrupts import stop_requests, without_ctrl_c
 from leokit.engine.matrices import Matrices
 from leokit.errors import Interrupted, LeokitError
+from leokit.interrupts import stop_requests, without_ctrl_c
 from leokit.stages.meta_train.folder import RunFolder
 from leokit.stages.meta_train.group import Group, stopped_at
 from leokit.stages.meta_train.sources import Sources, open_features

@@ -12,10 +12,10 @@ from typing import Any
 from leokit import manifest
 from leokit.config import RegressTrainConfig, identity, to_toml
 from leokit.engine import regression
-from leokit.engine.interrupts import stop_requests
 from leokit.engine.logbook import cut_back, logged
 from leokit.errors import Interrupted
 from leokit.figures.regression import draw_regression_curves
+from leokit.interrupts import stop_requests
 from leokit.leo.regression import WEIGHTS as NETWORK_WEIGHTS
 from leokit.provenance import information
 from leokit.regression.models import SCHEMA, RegressionModel, open_regression
