@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leokit.engine.averaging import ALONE, Ranks
-from leokit.engine.interrupts import without_ctrl_c
 from leokit.episodes import EpisodeSampler, FeatureMatrix, Rows
 from leokit.interrupts import without_ctrl_c
 from leokit.leo import predict

@@ -16,7 +16,6 @@ import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from leokit.engine.interrupts import without_ctrl_c
 from leokit.engine.trials import Outcome, Task, run_in_process, run_trials
 from leokit.errors import LeokitError, UsageError
 from leokit.interrupts import without_ctrl_c
