@@ -325,7 +325,9 @@ def test_the_originals(shared, run):
     store = run("features", images=root, splits="random:10/4/4", workers=1, on_message=messages.append)
     assert sum(int(store.counts(split).sum()) for split in store.splits) == 216
     assert failures(store) == {}
-    assert messages == ["Left alone, being no images of a class: 1 (.DS_Store)."]
+    left_alone, small = messages
+    assert left_alone == "Left alone, being no images of a class: 1 (.DS_Store)."
+    assert small.startswith("Classes with fewer than 16 images") and "train all 10 classes (12 to 12)" in small
 
 
 @pytest.mark.parametrize(
